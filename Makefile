@@ -1,0 +1,34 @@
+# make demo    the whole flow, offline, on data that ships with scikit-learn
+# make test    every check: lint, format, types, docs, tests
+# make lint    every check but the tests
+# make docs    writes docs/cli.md from the command line's own help
+# make clean   removes .venv; the libraries stay in the cache, and the next make finds them there
+#
+# Each begins by making .venv ready (.ci/environment.py). PYTHON=python3.12 chooses another interpreter.
+
+PYTHON ?= python3
+VENV := .venv/bin
+
+.PHONY: demo test lint docs clean environment
+.DEFAULT_GOAL := demo
+
+demo: environment
+	@$(VENV)/natdeploy demo
+
+test: lint
+	$(VENV)/python -m pytest -q
+
+lint: environment
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/python -m mypy natdeploy cli
+	$(VENV)/python docs/generate_cli.py --check
+
+docs: environment
+	$(VENV)/python docs/generate_cli.py
+
+clean:
+	rm -rf .venv
+
+environment:
+	@$(PYTHON) .ci/environment.py

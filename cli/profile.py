@@ -1,0 +1,70 @@
+"""`natdeploy profile`: a latency table of a device, and how well it predicts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import Json, NoProgress, Quiet, Tables, Verbose
+from .terminal import duration, session, write_json
+
+if TYPE_CHECKING:
+    from natdeploy.pipeline import ProfileResult
+
+
+def profile(
+    *,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="Name of a known device, or a file that describes one.")] = "host",
+    runtime: Annotated[str, typer.Option(metavar="NAME", help="What runs the nets there.")] = "onnxruntime",
+    space: Annotated[str, typer.Option(metavar="NAME", help="Whose blocks to measure.")] = "mbv2",
+    classes: Annotated[int, typer.Option(metavar="N", min=1, help="Outputs of the classifier.")] = 1000,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the runtime.")] = 1,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="N", help="Budget; more blocks predict better.", show_default="follows from the space")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the choice of blocks and nets.")] = 0,
+    tables: Tables = None,
+    as_json: Json = False,
+    no_progress: NoProgress = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a device, so that latency can be predicted.
+
+    Blocks of the space are timed and a predictor is fitted to them. Its quality is told on whole networks that it has not seen,
+    measured on the same device. Interrupted, the same command goes on.
+
+    \b
+    Example:
+      natdeploy profile --device host --runtime onnxruntime
+    """
+    with session(as_json=as_json, verbose=verbose, quiet=quiet, no_progress=no_progress) as progress:
+        from natdeploy import pipeline
+
+        result = pipeline.profile(
+            device,
+            runtime,
+            space=space,
+            classes=classes,
+            tables=tables,
+            threads=threads,
+            budget_minutes=minutes,
+            seed=seed,
+            progress=progress,
+        )
+    if as_json:
+        write_json({**asdict(result), "folder": str(result.folder)})
+    else:
+        _show(result)
+
+
+def _show(result: ProfileResult) -> None:
+    typer.echo(f"{result.rows} blocks and {result.subnets} nets measured in {duration(result.seconds)}")
+    quality = result.quality
+    typer.echo(
+        f"predicted on {quality.n} unseen nets: within 5 % {quality.within_5:.0%}, within 10 % {quality.within_10:.0%}, "
+        f"mean error {quality.mape:.1%}, Spearman {quality.spearman:.3f}, Kendall {quality.kendall:.3f}"
+    )
+    typer.echo(f"table: {result.folder / result.slug}.csv")

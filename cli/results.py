@@ -1,0 +1,47 @@
+"""How verbs show nets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from .terminal import write_json
+
+if TYPE_CHECKING:
+    from natdeploy.pipeline import ReportResult
+    from natdeploy.report import Pick
+    from natdeploy.store import NetRecord
+
+
+def show_report(result: ReportResult, *, as_json: bool) -> None:
+    """The front with the nets that stand out, and where the page is."""
+    if as_json:
+        write_json(result.summary)
+        return
+    print_nets(result.nets, result.picks)
+    for pick in result.picks:
+        typer.echo(f"{pick.rule:8} {pick.id}  {pick.reason}")
+    typer.echo(f"\nreport: {result.page}")
+
+
+def show_nets(nets: Sequence[NetRecord], *, as_json: bool) -> None:
+    """Nets and their files."""
+    if as_json:
+        from natdeploy.report import net_json
+
+        write_json([net_json(net) for net in nets])
+        return
+    print_nets(nets, ())
+    for net in nets:
+        for file in net.files:
+            typer.echo(f"{net.id}  {file}")
+
+
+def print_nets(nets: Sequence[NetRecord], picks: Sequence[Pick]) -> None:
+    from rich.console import Console
+
+    from natdeploy.report import front_table
+
+    Console().print(front_table(nets, picks))

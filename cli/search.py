@@ -1,0 +1,132 @@
+"""`natdeploy search`: adapt and search on the user's images, with the target's latency as an objective."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from natdeploy.errors import UsageError
+
+from .options import Accelerator, Json, NoProgress, Quiet, Tables, Verbose
+from .results import show_report
+from .terminal import session, write_json
+
+if TYPE_CHECKING:
+    from natdeploy.pipeline import SearchConfig
+
+_OBJECTIVES = ["error", "latency"]
+
+
+def search(
+    context: typer.Context,
+    *,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Image folder: train/ and test/, or one flat folder of classes.")
+    ] = None,
+    target: Annotated[str, typer.Option(metavar="TARGET", help="Device, optionally with a runtime: host/onnxruntime.")] = "host",
+    seed_weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Pretrained network, .safetensors or .pth.")] = None,
+    constraints: Annotated[
+        list[str] | None,
+        typer.Option("--constraint", metavar="LIMIT", help="What must hold: 'latency<=1.5ms'. Repeatable."),
+    ] = None,
+    objectives: Annotated[
+        list[str], typer.Option("--objective", metavar="NAME", help="What to minimise. Repeatable.")
+    ] = _OBJECTIVES,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder.", show_default="runs/ and the data folder's name")
+    ] = None,
+    space: Annotated[str, typer.Option(metavar="NAME", help="Which architectures there are.")] = "mbv2",
+    rounds: Annotated[
+        int | None, typer.Option(metavar="N", help="Rounds of search and adaptation.", show_default="follows from the budget")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="N", help="Budget of the whole search.", show_default="follows from the data")
+    ] = None,
+    accelerator: Annotated[Accelerator, typer.Option(help="Where weights are trained.")] = "auto",
+    threads: Annotated[int, typer.Option(metavar="N", help="CPU threads, for training and for the target's runtime.")] = 1,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of every random choice.")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="A damaged image ends the search instead of being skipped.")] = False,
+    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Whether a mirrored image means the same.")] = True,
+    tables: Tables = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML file with any of these settings; the command line's options win.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and what is reachable, and stop.")] = False,
+    as_json: Json = False,
+    no_progress: NoProgress = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find networks for your images and your target.
+
+    Adapts a pretrained network to the images while it searches, and shows its plan before it spends anything: budget, splits,
+    and whether the constraint can be met. Interrupt it whenever you like; `natdeploy resume` goes on, to the same result.
+
+    \b
+    Example:
+      natdeploy search --data flowers --seed-weights mobilenet_v2.safetensors \\
+          --constraint "latency<=1.5ms" --out runs/flowers
+    """
+    with session(as_json=as_json, verbose=verbose, quiet=quiet, no_progress=no_progress):
+        wanted = read_config(config, {name: value for name, value in context.params.items() if _is_given(context, name)})
+    with session(as_json=as_json, verbose=verbose, quiet=quiet, no_progress=no_progress, run=wanted.out) as progress:
+        from natdeploy import pipeline
+
+        if dry_run:
+            plan = pipeline.plan(wanted, progress)
+            if as_json:
+                write_json(plan.to_json())
+            else:
+                typer.echo("\n".join(plan.text()))
+            return
+        pipeline.search(wanted, progress=progress)
+        result = pipeline.report(wanted.out)
+    show_report(result, as_json=as_json)
+
+
+def _is_given(context: typer.Context, option: str) -> bool:
+    """Whether an option was typed; the others leave the file's setting, or the default, as it is."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def read_config(path: Path | None, options: Mapping[str, Any]) -> SearchConfig:
+    """The settings of a file, if there is one, with the options of the command line over them.
+
+    Args:
+        path: TOML, its keys the fields of SearchConfig; paths in it are relative to the working directory.
+        options: by the same names; others are left aside.
+
+    Raises:
+        UsageError: the file cannot be read, or a setting is unknown, missing or impossible.
+    """
+    from pydantic import ValidationError
+
+    from natdeploy.pipeline import SearchConfig
+
+    settings = {} if path is None else _read_toml(path)
+    settings |= {name: value for name, value in options.items() if name in SearchConfig.model_fields}
+    if "data" not in settings:
+        raise UsageError("no images are given; name their folder with --data")
+    settings.setdefault("out", Path("runs") / Path(settings["data"]).resolve().name)
+    try:
+        return SearchConfig.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise UsageError(f"{path} has an unknown setting {name!r}; known are {', '.join(SearchConfig.model_fields)}") from None
+        raise UsageError(f"{name} = {first['input']!r} is not possible: {first['msg']}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None

@@ -1,0 +1,1 @@
+"""Measured latency tables, one folder a device."""

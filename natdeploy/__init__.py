@@ -1,0 +1,5 @@
+"""natdeploy: hardware-aware architecture transfer and deployment."""
+
+from natdeploy._version import __version__
+
+__all__ = ["__version__"]

@@ -1,0 +1,1 @@
+"""Devices, the ways to them, and what is measured there."""

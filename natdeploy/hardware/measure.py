@@ -1,0 +1,263 @@
+"""Measures models on a target: pushes them and the runner, runs fresh processes, pulls and summarises.
+
+Protocol (docs/design.md): latency mode, batch 1, one request at a time; several fresh processes, candidates in a new order in
+each; a reference model timed in slices between; percentiles by nearest rank and only from enough runs; raw samples kept.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from natdeploy.errors import DeviceError
+from natdeploy.hardware.device import RUNTIMES, Target
+from natdeploy.hardware.transports import Transport, connect
+from natdeploy.progress import Progress
+from natdeploy.runtimes import runner
+
+RUNS_NEEDED = {50: 11, 90: 64, 95: 130, 99: 662}
+"""Fewest runs from which a percentile says anything: MLPerf Inference's early-stopping rule at confidence 0.99."""
+
+UNSTABLE = 0.03
+"""Processes whose medians differ by more than this do not agree."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model file to be timed, and the shape of its one input, batch included."""
+
+    id: str
+    model: Path
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """How long to measure each model, in each process.
+
+    Attributes:
+        warmup_s: untimed, at least.
+        warmup_runs: untimed, at least.
+        min_s: timed, at least.
+        min_runs: timed, at least.
+        reference_s: time of the reference beside each model.
+        slices: parts the timing is cut into, each beside a part of the reference's.
+        processes: fresh ones.
+        silence_s: a model that takes longer hangs.
+    """
+
+    warmup_s: float
+    warmup_runs: int
+    min_s: float
+    min_runs: int
+    reference_s: float
+    slices: int
+    processes: int = 3
+    silence_s: float = 120.0
+
+
+NETS = MeasureSettings(warmup_s=1.0, warmup_runs=50, min_s=1.0, min_runs=64, reference_s=0.5, slices=10)
+"""For a number that leaves the product: 192 runs and more, enough for p50, p90 and p95."""
+
+SUBNETS = MeasureSettings(warmup_s=0.1, warmup_runs=5, min_s=0.3, min_runs=24, reference_s=0.15, slices=8)
+"""For whole nets of a latency table."""
+
+BLOCKS = MeasureSettings(warmup_s=0.03, warmup_runs=5, min_s=0.1, min_runs=24, reference_s=0.06, slices=4)
+"""For blocks of a latency table, of which there are many."""
+
+QUICK = MeasureSettings(warmup_s=0.0, warmup_runs=1, min_s=0.0, min_runs=8, reference_s=0.0, slices=2, processes=2)
+"""For trying out whether everything works; its numbers mean little."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of one model.
+
+    Attributes:
+        id: of the candidate.
+        p50_ms: median wall time of a run, over all processes.
+        p90_ms: 90th percentile; None where there are too few runs.
+        n: timed runs.
+        process_p50_ms: median wall time in each process.
+        relative: latency in units of the reference's, undisturbed: in each slice the median of wall time less waiting for a
+            core, over the same of the reference right beside; then the median of a process; then of the processes. Steadier
+            than wall time on a machine that does other things too.
+        latency_ms: `relative` times the reference's latency over the whole measurement.
+        load_ms: median time to load, over processes.
+        first_ms: median time of the first run.
+        unstable: the processes' wall medians differ by more than 3 %.
+        samples_ms: wall time of every run, one list a process.
+    """
+
+    id: str
+    p50_ms: float
+    p90_ms: float | None
+    n: int
+    process_p50_ms: tuple[float, ...]
+    relative: float
+    latency_ms: float
+    load_ms: float
+    first_ms: float
+    unstable: bool
+    samples_ms: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class MeasureResult:
+    """Measurements in the order of the candidates, without those that failed.
+
+    Attributes:
+        measurements: of every candidate that ran in every process.
+        failures: why the others did not, by id.
+        reference_ms: the reference's undisturbed latency over the whole measurement.
+        environment: what the runner found on the device.
+    """
+
+    measurements: tuple[Measurement, ...]
+    failures: Mapping[str, str]
+    reference_ms: float
+    environment: Mapping[str, Any]
+
+    def __getitem__(self, candidate_id: str) -> Measurement:
+        return next(each for each in self.measurements if each.id == candidate_id)
+
+
+def percentile(samples: Sequence[float], p: int) -> float | None:
+    """Nearest rank, ceil(n p / 100) - 1 of the sorted samples; None where they are fewer than the percentile needs."""
+    if len(samples) < RUNS_NEEDED[p]:
+        return None
+    return sorted(samples)[math.ceil(len(samples) * p / 100) - 1]
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    reference: Candidate,
+    target: Target,
+    settings: MeasureSettings,
+    *,
+    seed: int,
+    progress: Progress,
+    keep_going: bool = False,
+) -> MeasureResult:
+    """Times models on a target.
+
+    Args:
+        candidates: with distinct ids.
+        reference: timed beside each of them.
+        target: device, runtime, precision and threads.
+        settings: how long.
+        seed: of the order in each process and of the input values.
+        progress: gets one step a candidate and process.
+        keep_going: report candidates that fail in the result instead of raising.
+
+    Raises:
+        DeviceError: the device cannot be reached, the runner crashed, or (without keep_going) a model failed.
+    """
+    with connect(target.device) as transport:
+        for place, candidate in enumerate([reference, *candidates]):
+            transport.push(candidate.model, _remote(place, candidate))
+        runtime = Path(str(RUNTIMES[target.runtime].__file__))
+        transport.push(runtime, runtime.name)
+        transport.push(Path(runner.__file__), "runner.py")
+        plan = {
+            "runtime": runtime.name,
+            "threads": target.threads,
+            "seed": seed,
+            "settings": asdict(settings),
+            "reference": _model(0, reference),
+        }
+        models = [_model(place, candidate) for place, candidate in enumerate(candidates, start=1)]
+        records: dict[str, list[dict[str, Any]]] = {candidate.id: [] for candidate in candidates}
+        failures: dict[str, str] = {}
+        environment: Mapping[str, Any] = {}
+        with progress.task(f"measuring on {target}", len(models) * settings.processes, "models") as advance:
+            for process in range(settings.processes):
+                order = np.random.default_rng([seed, process]).permutation(len(models))
+                todo = [models[i] for i in order if models[i]["id"] not in failures]
+                while todo:
+                    environment, done, hung = _one_process(transport, plan | {"candidates": todo}, settings.silence_s)
+                    for record in done:
+                        if "error" in record:
+                            failures[record["id"]] = record["error"]
+                        records[record["id"]].append(record)
+                    if hung is not None:
+                        failures[hung] = f"no answer within {settings.silence_s:g} s"
+                    if failures and not keep_going:
+                        name, why = next(iter(failures.items()))
+                        raise DeviceError(f"{name} does not run on {target}: {why}")
+                    finished = {record["id"] for record in done} | {hung}
+                    advance(sum(model["id"] in finished for model in todo))
+                    todo = [model for model in todo if model["id"] not in finished]
+    good = {name: found for name, found in records.items() if name not in failures}
+    reference_ms = median(
+        [part["reference_ms"] for found in good.values() for record in found for part in record["slices"]] or [math.nan]
+    )
+    measurements = tuple(_summary(name, found, reference_ms) for name, found in good.items())
+    return MeasureResult(measurements, failures, reference_ms, environment)
+
+
+def _remote(place: int, candidate: Candidate) -> str:
+    return f"{place}{candidate.model.suffix}"
+
+
+def _model(place: int, candidate: Candidate) -> dict[str, Any]:
+    return {"id": candidate.id, "model": _remote(place, candidate), "shape": candidate.shape}
+
+
+def _one_process(
+    transport: Transport, plan: Mapping[str, Any], silence_s: float
+) -> tuple[dict[str, Any], list[dict[str, Any]], str | None]:
+    """Environment, records, and the id of the model at which the process hung, if it did."""
+    running: str | None = None
+
+    def listen(line: str) -> None:
+        nonlocal running
+        event = json.loads(line)
+        running = event["id"] if event["event"] == "start" else None
+
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        (here / "plan.json").write_text(json.dumps(plan))
+        transport.push(here / "plan.json", "plan.json")
+        try:
+            transport.run([transport.python, "runner.py", "plan.json", "result.jsonl"], silence_s=silence_s, on_line=listen)
+        except TimeoutError as error:
+            if running is None:
+                raise DeviceError(
+                    f"the runner said nothing for {silence_s:g} s before its first model; is the device busy?"
+                ) from error
+        transport.pull("result.jsonl", here / "result.jsonl")
+        environment, *records = [json.loads(line) for line in (here / "result.jsonl").read_text().splitlines()]
+    return environment, records, running
+
+
+def _summary(name: str, records: Sequence[Mapping[str, Any]], reference_ms: float) -> Measurement:
+    samples = tuple(tuple(ms for part in record["slices"] for ms in part["wall_ms"]) for record in records)
+    pooled = [ms for process in samples for ms in process]
+    medians = tuple(runner.median(list(process)) for process in samples)
+    relative = median([median([_undisturbed(part) / part["reference_ms"] for part in record["slices"]]) for record in records])
+    return Measurement(
+        id=name,
+        p50_ms=runner.median(pooled),
+        p90_ms=percentile(pooled, 90),
+        n=len(pooled),
+        process_p50_ms=medians,
+        relative=relative,
+        latency_ms=relative * reference_ms,
+        load_ms=median([record["load_ms"] for record in records]),
+        first_ms=median([record["first_ms"] for record in records]),
+        unstable=max(medians) > (1 + UNSTABLE) * min(medians),
+        samples_ms=samples,
+    )
+
+
+def _undisturbed(part: Mapping[str, Sequence[float]]) -> float:
+    return runner.median([wall - waited for wall, waited in zip(part["wall_ms"], part["waited_ms"], strict=True)])

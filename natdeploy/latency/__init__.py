@@ -1,0 +1,1 @@
+"""Latency: blocks, tables of what was measured, and predictors of what was not."""

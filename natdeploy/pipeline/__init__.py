@@ -1,0 +1,26 @@
+"""The one place that knows all rooms: search, resume, profile, export, benchmark, report, demo."""
+
+from natdeploy.pipeline.budget import Budget
+from natdeploy.pipeline.config import SearchConfig
+from natdeploy.pipeline.deliver import ReportResult, benchmark, export, load_subnet, nets, report
+from natdeploy.pipeline.demo import demo
+from natdeploy.pipeline.profile import ProfileResult, profile
+from natdeploy.pipeline.search import Plan, plan, resume, search
+
+__all__ = [
+    "Budget",
+    "Plan",
+    "ProfileResult",
+    "ReportResult",
+    "SearchConfig",
+    "benchmark",
+    "demo",
+    "export",
+    "load_subnet",
+    "nets",
+    "plan",
+    "profile",
+    "report",
+    "resume",
+    "search",
+]

@@ -1,0 +1,139 @@
+"""How much work a search does: fixed in steps before it starts, so that a resumed run does exactly the same."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from natdeploy.pipeline.config import SearchConfig
+from natdeploy.pipeline.evaluate import calibrated_subnet, judge
+from natdeploy.pipeline.setting import Setting
+from natdeploy.search import NatSettings
+from natdeploy.space import Arch
+from natdeploy.training.adapt import Adapter, ArchSampler
+
+EPOCHS = 30
+"""Passes over the training images when the user gives no budget: where flowers12 stops gaining on this kind of schedule."""
+
+MIN_STEPS = 60
+"""Fewer training steps would leave the classifier half trained."""
+
+ROUNDS, INITIAL, INFILL, PARENTS = 4, 40, 8, 16
+"""Of a search without a budget in minutes."""
+
+WARMUP_SHARE = 0.5
+"""Of the training steps, before the first evaluation."""
+
+EVALUATION_SHARE = 0.25
+"""Of the minutes, at most, for judging architectures; the rest trains."""
+
+SECONDS_A_ROUND = 120
+MIN_INITIAL = 16
+
+ROUND_SECONDS = 4.0
+"""Surrogate, evolution and bookkeeping of a round on one core."""
+
+TIMED_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The work of a search.
+
+    Attributes:
+        warmup_steps: training steps before the first evaluation.
+        round_steps: training steps in a round.
+        nat: archs and rounds.
+        minutes: estimate for this machine.
+        step_seconds: measured, one training step.
+        evaluation_seconds: measured, one architecture.
+        source: where the size of the budget comes from.
+    """
+
+    warmup_steps: int
+    round_steps: int
+    nat: NatSettings
+    minutes: float
+    step_seconds: float
+    evaluation_seconds: float
+    source: str
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps(self.nat.rounds)
+
+    def steps(self, version: int) -> int:
+        """Training steps behind the weights of a version; version 0 is what the warm-up leaves."""
+        return self.warmup_steps + version * self.round_steps
+
+    def __str__(self) -> str:
+        return (
+            f"about {self.minutes:.1f} min ({self.source}): {self.warmup_steps} training steps, then {self.nat.rounds} rounds of "
+            f"{self.round_steps}; {self.nat.initial} nets evaluated at first, {self.nat.infill} new ones a round "
+            f"(a step takes {self.step_seconds:.2f} s here, a net {self.evaluation_seconds:.2f} s)"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "nat": self.nat.model_dump()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Budget:
+        return cls(**{**values, "nat": NatSettings(**values["nat"])})
+
+
+def make_budget(config: SearchConfig, setting: Setting, teacher: Arch, smallest: Arch, sampler: ArchSampler) -> Budget:
+    """The work that the data or `minutes` ask for.
+
+    Without `minutes` it follows from the data alone, so the same search does the same work on any machine; the speed of this one,
+    measured just now, only says how long that takes. With `minutes` the speed decides how much work fits.
+    """
+    step_s, evaluation_s = _measure(config, setting, teacher, smallest, sampler)
+    images = len(setting.task.splits.train)
+    if config.minutes is None:
+        nat = config.nat or NatSettings(initial=INITIAL, rounds=config.rounds or ROUNDS, infill=INFILL, parents=PARENTS)
+        steps = max(MIN_STEPS, math.ceil(EPOCHS * images / config.adapt.train.batch_size))
+        source = f"{EPOCHS} epochs of the {images} training images"
+    else:
+        nat = config.nat or _nat(60 * config.minutes, evaluation_s, config.rounds)
+        steps = max(MIN_STEPS, math.floor((60 * config.minutes - _search_seconds(nat, evaluation_s)) / step_s))
+        source = f"--minutes {config.minutes:g}"
+    round_steps = max(1, round(steps * (1 - WARMUP_SHARE) / nat.rounds)) if nat.rounds else 0
+    seconds = steps * step_s + _search_seconds(nat, evaluation_s)
+    return Budget(steps - nat.rounds * round_steps, round_steps, nat, seconds / 60, step_s, evaluation_s, source)
+
+
+def _search_seconds(nat: NatSettings, evaluation_s: float) -> float:
+    """Time of all that is not training. The archive is evaluated anew in every round, after the weights have moved."""
+    archive = [nat.initial + number * nat.infill for number in range(nat.rounds + 1)]
+    return (sum(archive) + nat.rounds * nat.infill) * evaluation_s + nat.rounds * ROUND_SECONDS
+
+
+def _nat(seconds: float, evaluation_s: float, rounds: int | None) -> NatSettings:
+    """As near to NAT's published sizes (100 at first, 30 rounds of 8) as a share of the time allows."""
+    number = rounds or min(30, max(2, round(seconds / SECONDS_A_ROUND)))
+    for initial in range(100, MIN_INITIAL, -4):
+        nat = NatSettings(initial=initial, rounds=number, infill=INFILL, parents=max(INFILL, initial // 3))
+        if _search_seconds(nat, evaluation_s) <= EVALUATION_SHARE * seconds:
+            return nat
+    return NatSettings(initial=MIN_INITIAL, rounds=number, infill=INFILL, parents=INFILL)
+
+
+def _measure(config: SearchConfig, setting: Setting, teacher: Arch, smallest: Arch, sampler: ArchSampler) -> tuple[float, float]:
+    """Seconds of a training step and of an evaluation, on a copy of the supernet."""
+    supernet = copy.deepcopy(setting.supernet)
+    settings = config.adapt.model_copy(update={"head_share": 0.0})
+    adapter = Adapter(
+        supernet, setting.task, settings, teacher=teacher, smallest=smallest, total_steps=TIMED_STEPS + 1, seed=config.seed
+    )
+    adapter.run(1, sampler, lambda: None)
+    start = time.perf_counter()
+    adapter.run(TIMED_STEPS + 1, sampler, lambda: None)
+    step_s = (time.perf_counter() - start) / TIMED_STEPS
+    start = time.perf_counter()
+    judge(calibrated_subnet(supernet, teacher, setting.task), setting.task, "validation")
+    judge(calibrated_subnet(supernet, smallest, setting.task), setting.task, "validation")
+    return step_s, (time.perf_counter() - start) / 2

@@ -1,0 +1,57 @@
+"""What the user asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from natdeploy.search.nat import NatSettings
+from natdeploy.training.adapt import AdaptSettings
+
+Accelerator = Literal["auto", "cpu", "cuda"]
+
+
+class SearchConfig(BaseModel):
+    """One search, whole. It is written to the run folder, and with the same data and machine it gives the same run again.
+
+    Attributes:
+        data: image folder, with `train/` and `test/` or one flat folder of classes.
+        out: run folder, created.
+        target: device, optionally with runtime: `host`, `host/onnxruntime`.
+        space: name of a shipped space.
+        seed_weights: pretrained network; its width and depths are read from the file.
+        constraints: `latency<=1.5ms`, `macs<=100M`, `params<=3M`.
+        objectives: minimised together; `error` is always one of them.
+        rounds: rounds of search and adaptation; follows from the budget when not given.
+        minutes: budget of the whole search on this machine, profiling apart; follows from the data when not given.
+        accelerator: where weights are trained.
+        threads: CPU threads for training, and for the target's runtime.
+        seed: of every random choice.
+        strict: a damaged image is an error instead of being skipped.
+        flip: mirrored copies of an image mean the same (not so for digits).
+        tables: folder of latency tables; the user's own by default.
+        nat: the search's settings; follow from the budget when not given.
+        adapt: the adaptation's settings.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path
+    out: Path
+    target: str = "host"
+    space: str = "mbv2"
+    seed_weights: Path | None = None
+    constraints: tuple[str, ...] = ()
+    objectives: tuple[str, ...] = ("error", "latency")
+    rounds: int | None = Field(default=None, ge=1)
+    minutes: float | None = Field(default=None, gt=0)
+    accelerator: Accelerator = "auto"
+    threads: int = Field(default=1, ge=1)
+    seed: int = Field(default=0, ge=0)
+    strict: bool = False
+    flip: bool = True
+    tables: Path | None = None
+    nat: NatSettings | None = None
+    adapt: AdaptSettings = AdaptSettings()

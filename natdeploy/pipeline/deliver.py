@@ -1,0 +1,289 @@
+"""What a finished run gives away: files, measurements, the page."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from natdeploy._version import __version__
+from natdeploy.errors import UsageError
+from natdeploy.export import Description, Latency, Preprocessing, record_latency, write_bundle
+from natdeploy.hardware.device import Target, parse_target
+from natdeploy.hardware.measure import NETS, Candidate, MeasureSettings, measure
+from natdeploy.latency.predictor import Quality
+from natdeploy.logs import log_to
+from natdeploy.pipeline.config import SearchConfig
+from natdeploy.pipeline.evaluate import BATCH
+from natdeploy.pipeline.search import CHECKPOINT, LOG, STATISTICS, read_config
+from natdeploy.pipeline.setting import file_sha256, stored_convention, stored_task
+from natdeploy.progress import Progress, Silent
+from natdeploy.report import PageData, Round, net_json, write_page
+from natdeploy.search import Choice, choose, parse_constraint
+from natdeploy.search.decide import RULES
+from natdeploy.space import Arch, get_space
+from natdeploy.store import NetRecord, RunStore
+from natdeploy.supernet import Subnet, Supernet
+
+FORMATS = ("onnx",)
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """The outcome of a run.
+
+    Attributes:
+        page: the HTML page.
+        nets: final front and baseline.
+        picks: nets that stand out.
+        summary: the same for programs.
+    """
+
+    page: Path
+    nets: tuple[NetRecord, ...]
+    picks: tuple[Choice, ...]
+    summary: dict[str, Any]
+
+
+def load_subnet(store: RunStore, arch: Arch) -> Subnet:
+    """A final net of a run, with its weights and its BatchNorm statistics, in evaluation mode on the CPU.
+
+    Raises:
+        DamagedFileError: a checkpoint is.
+    """
+    weights, statistics = store.load_checkpoint(CHECKPOINT), store.load_checkpoint(STATISTICS)
+    assert weights is not None and statistics is not None, "a finished run has both"
+    space = get_space(read_config(store).space).restrict(widths=(arch.width,))
+    supernet = Supernet(space, len(store.get("classes")), width=arch.width, padding=stored_convention(store).padding)
+    supernet.load_state_dict(
+        {name.removeprefix("average."): value for name, value in weights[0].items() if name.startswith("average.")}
+    )
+    subnet = supernet.extract(arch)
+    own = {name.removeprefix(f"{arch.id}."): value for name, value in statistics[0].items() if name.startswith(f"{arch.id}.")}
+    subnet.load_state_dict({**subnet.state_dict(), **own})
+    return subnet.eval()
+
+
+def export(
+    folder: Path, arch: str = "knee", formats: Sequence[str] = ("onnx",), progress: Progress | None = None
+) -> list[NetRecord]:
+    """Writes nets of a run as files, each checked against torch and scored in its runtime on the test images.
+
+    Args:
+        folder: of the run.
+        arch: `knee`, `best`, `fastest`, `front`, `baseline`, or the beginning of an id.
+        formats: of the files.
+        progress: is told about every net.
+
+    Raises:
+        UsageError: the run is not finished, or a format or net is unknown.
+        AccuracyGateError: a file does not compute what the net computes.
+    """
+    progress = progress or Silent()
+    for name in formats:
+        if name not in FORMATS:
+            raise UsageError(f"there is no format {name!r} yet; choose {', '.join(FORMATS)}")
+    with RunStore.open(folder) as store, log_to(folder / LOG):
+        nets = _select(_finished(store), read_config(store), arch)
+        with progress.task("exporting", len(nets), "nets") as advance:
+            for net in nets:
+                store.put_net(_export(store, net))
+                advance(1)
+        ids = {(net.role, net.id) for net in nets}
+        return [net for net in store.nets() if (net.role, net.id) in ids]
+
+
+def _export(store: RunStore, net: NetRecord) -> NetRecord:
+    config, convention = read_config(store), stored_convention(store)
+    arch = Arch.parse(net.arch)
+    task = stored_task(config, store)
+    assert config.seed_weights is not None and net.test_accuracy is not None
+    name = f"models/{net.id}"
+    metadata = write_bundle(
+        store.folder / name,
+        load_subnet(store, arch),
+        Description(
+            arch=net.arch,
+            id=net.id,
+            space=config.space,
+            params=net.params,
+            macs=net.macs,
+            labels=tuple(store.get("classes")),
+            preprocessing=Preprocessing(
+                square_px=task.pixels.size, size_px=arch.resolution, mean=convention.mean, std=convention.std
+            ),
+            seed=config.seed_weights.name,
+            seed_sha256=file_sha256(config.seed_weights),
+            versions={
+                "natdeploy": __version__,
+                "torch": torch.__version__,
+                "onnx": onnx.__version__,
+                "onnxruntime": onnxruntime.__version__,
+            },
+        ),
+        test_images=lambda: task.batches("test", arch.resolution, BATCH),
+        validation_accuracy=net.validation_accuracy,
+        test_accuracy=net.test_accuracy,
+        latency=Latency(target=str(_target(config)), **_measured(net)),
+    )
+    (file,) = metadata.files
+    return replace(net, runtime_accuracy=file.test_accuracy, parity=file.parity.max_abs, files=(f"{name}/{file.name}",))
+
+
+def benchmark(
+    folder: Path, target: str | None = None, progress: Progress | None = None, settings: MeasureSettings = NETS
+) -> list[NetRecord]:
+    """Measures every exported net of a run on a target; the seed network is exported and measured beside them.
+
+    Args:
+        folder: of the run.
+        target: where; the run's own by default.
+        progress: is told about every model.
+        settings: how long each model is measured.
+
+    Raises:
+        UsageError: nothing is exported, or the target is unknown.
+        DeviceError: the target failed.
+    """
+    progress = progress or Silent()
+    with RunStore.open(folder) as store, log_to(folder / LOG):
+        config = read_config(store)
+        chosen = parse_target(target or config.target, config.threads)
+        nets = [net for net in _finished(store) if net.files]
+        if not any(net.role == "front" for net in nets):
+            raise UsageError(f"nothing of {folder} is exported yet; run `natdeploy export {folder} --arch front` first")
+        for net in store.nets():
+            if net.role == "baseline" and not net.files:
+                store.put_net(_export(store, net))
+        nets = [net for net in store.nets() if net.files]
+        candidates = [_candidate(folder, net) for net in nets]
+        reference = next(_candidate(folder, net) for net in nets if net.role == "baseline")
+        result = measure(candidates, reference, chosen, settings, seed=config.seed, progress=progress)
+        store.set(f"measured on {chosen}", asdict(result))
+        if str(chosen) != str(_target(config)):
+            progress.note(f"the run was searched for {_target(config)}; its predictions do not apply to {chosen}")
+        measured = []
+        for net in nets:
+            found = result[f"{net.role}-{net.id}"]
+            measured.append(
+                replace(
+                    net,
+                    measured_p50_ms=found.p50_ms,
+                    measured_p90_ms=found.p90_ms,
+                    measured_n=found.n,
+                    unstable=found.unstable,
+                    predicted_ms=net.predicted_ms if str(chosen) == str(_target(config)) else None,
+                )
+            )
+            record_latency((folder / net.files[0]).parent, Latency(target=str(chosen), **_measured(measured[-1])))
+        if str(chosen) == str(_target(config)):
+            for net in measured:
+                store.put_net(net)
+        return measured
+
+
+def _candidate(folder: Path, net: NetRecord) -> Candidate:
+    side = Arch.parse(net.arch).resolution
+    return Candidate(f"{net.role}-{net.id}", folder / net.files[0], (1, 3, side, side))
+
+
+def _measured(net: NetRecord) -> dict[str, Any]:
+    names = ("predicted_ms", "measured_p50_ms", "measured_p90_ms", "measured_n", "unstable")
+    return {name: getattr(net, name) for name in names}
+
+
+def report(folder: Path) -> ReportResult:
+    """Writes the page of a run, and says what it says.
+
+    Raises:
+        UsageError: the run is not finished.
+    """
+    with RunStore.open(folder) as store:
+        nets = _finished(store)
+        config = read_config(store)
+        picks = _picks(nets, config)
+        quality = Quality(**store.get("quality"))
+        rounds = [Round.from_facts(facts) for facts in store.rounds()]
+        limits = [each.bound for each in map(parse_constraint, config.constraints) if each.objective == "latency"]
+        data = PageData(
+            title=folder.resolve().name,
+            command=shlex.join(store.get("command")),
+            target=str(_target(config)),
+            version=__version__,
+            utc=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            nets=nets,
+            picks=picks,
+            constraints=config.constraints,
+            latency_limit_ms=min(limits, default=None),
+            rounds=rounds,
+            quality=quality,
+            seconds=store.seconds(),
+            data={"folder": str(config.data), "classes": ", ".join(store.get("classes")), "fingerprint": store.get("fingerprint")},
+            splits={name: len(paths) for name, paths in store.get("splits").items()},
+            settings={**store.get("plan"), **{name: str(value) for name, value in config if name not in ("nat", "adapt")}},
+            environment={name: str(value) for name, value in store.get("environment").items()},
+        )
+        write_page(folder / PAGE, data)
+        summary = {
+            "run": str(folder),
+            "page": str(folder / PAGE),
+            "target": data.target,
+            "nets": [net_json(net, picks) for net in nets],
+            "predictor_quality": asdict(quality),
+            "seconds": data.seconds,
+        }
+        return ReportResult(folder / PAGE, nets, picks, summary)
+
+
+def _finished(store: RunStore) -> tuple[NetRecord, ...]:
+    if not store.get("finished"):
+        raise UsageError(f"the search in {store.folder} is not finished; go on with `natdeploy resume {store.folder}`")
+    return tuple(store.nets())
+
+
+def _target(config: SearchConfig) -> Target:
+    return parse_target(config.target, config.threads)
+
+
+def _picks(nets: Sequence[NetRecord], config: SearchConfig) -> tuple[Choice, ...]:
+    """The nets of the front that stand out; several rules may pick the same one."""
+    return tuple(_choose(nets, config, rule) for rule in RULES)
+
+
+def _choose(nets: Sequence[NetRecord], config: SearchConfig, which: str) -> Choice:
+    """By validation error: a choice by test error would make the test images part of the search."""
+    front = [net for net in nets if net.role == "front"]
+    columns = {
+        "error": [1 - net.validation_accuracy for net in front],
+        "latency": [net.predicted_ms for net in front],
+        "macs": [net.macs for net in front],
+        "params": [net.params for net in front],
+    }
+    values = np.array([columns[name] for name in config.objectives], dtype=np.float64).T
+    return choose(values, config.objectives, [net.id for net in front], which)
+
+
+def _select(nets: Sequence[NetRecord], config: SearchConfig, which: str) -> list[NetRecord]:
+    if which in ("front", "baseline"):
+        return [net for net in nets if net.role == which]
+    chosen = _choose(nets, config, which).id
+    return [net for net in nets if net.role == "front" and net.id == chosen]
+
+
+def nets(folder: Path) -> list[NetRecord]:
+    """The final front and the baseline of a finished run.
+
+    Raises:
+        UsageError: there is no run, or it is not finished.
+    """
+    with RunStore.open(folder) as store:
+        return list(_finished(store))

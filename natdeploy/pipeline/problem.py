@@ -1,0 +1,114 @@
+"""What a search is about: what it minimises under which constraints, and which architectures it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from natdeploy.hardware.device import Target, parse_target
+from natdeploy.latency.predictor import LatencyPredictor
+from natdeploy.pipeline.config import SearchConfig
+from natdeploy.pipeline.setting import Setting
+from natdeploy.search import Constraint, Objectives, parse_constraint, reachable_range, smallest_feasible
+from natdeploy.space import Arch, BlockSum, Genotypes, SearchSpace
+from natdeploy.training.adapt import ArchSampler
+
+_DRAWS = 64
+"""Architectures drawn at once when only those within the constraints may be trained."""
+_MUTATION = 0.5
+"""Share of the seed architecture's choices that the warm-up's architectures change."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is minimised under which constraints, and the architectures that have a part of their own in training.
+
+    Attributes:
+        target: where latency counts.
+        objectives: `error` first.
+        constraints: to keep.
+        teacher: the seed's architecture, at the first resolution at which it exceeds a constraint, or the middle one without any.
+        smallest: the smallest architecture of the space that keeps the constraints.
+        reachable: (least, greatest) value of every cheap objective.
+    """
+
+    target: Target
+    objectives: Objectives
+    constraints: tuple[Constraint, ...]
+    teacher: Arch
+    smallest: Arch
+    reachable: Mapping[str, tuple[float, float]]
+
+
+def requirements(config: SearchConfig) -> tuple[Target, tuple[Constraint, ...]]:
+    """Target and constraints, checked as far as that is possible without reading anything.
+
+    Raises:
+        UsageError: target, objective or constraint is unknown or makes no sense.
+    """
+    constraints = tuple(parse_constraint(text) for text in config.constraints)
+    unknown: dict[str, Any] = dict.fromkeys(("latency", "macs", "params"))
+    Objectives(config.objectives, unknown)
+    return parse_target(config.target, config.threads), constraints
+
+
+def objectives_of(names: tuple[str, ...], space: SearchSpace, predictor: LatencyPredictor, classes: int) -> Objectives:
+    """Objectives with the functions that compute all but the error."""
+    return Objectives(
+        names,
+        {
+            "latency": predictor.total(space, classes),
+            "macs": BlockSum(space, lambda blocks: [block.macs for block in blocks], classes),
+            "params": BlockSum(space, lambda blocks: [block.params for block in blocks], classes),
+        },
+    )
+
+
+def make_problem(config: SearchConfig, setting: Setting, predictor: LatencyPredictor) -> Problem:
+    """The problem that a configuration states.
+
+    Raises:
+        InfeasibleError: no architecture keeps the constraints; the message names the reachable range.
+    """
+    target, constraints = requirements(config)
+    space = setting.space
+    objectives = objectives_of(config.objectives, space, predictor, len(setting.classes))
+    rng = np.random.default_rng(config.seed)
+    smallest = space.decode(smallest_feasible(space, objectives, constraints, rng))
+    reachable = {name: reachable_range(function, space, rng) for name, function in objectives.cheap.items()}
+    return Problem(target, objectives, constraints, _teacher(setting, objectives, constraints), smallest, reachable)
+
+
+def _teacher(setting: Setting, objectives: Objectives, constraints: Sequence[Constraint]) -> Arch:
+    archs = [setting.seed_arch(resolution) for resolution in setting.space.resolutions]
+    if not constraints:
+        return archs[len(archs) // 2]
+    exceeds = objectives.violation(setting.space.encode_all(archs), constraints) > 0
+    return archs[int(exceeds.argmax())] if exceeds.any() else archs[-1]
+
+
+def within(problem: Problem, space: SearchSpace, draw: Callable[[int, np.random.Generator], Genotypes]) -> ArchSampler:
+    """Architectures of a distribution that keep the constraints: training others would be a waste.
+
+    If a distribution has nearly none, the smallest architecture stands in for those missing.
+    """
+
+    def sample(count: int, rng: np.random.Generator) -> Sequence[Arch]:
+        drawn = draw(_DRAWS, rng)
+        kept = drawn[problem.objectives.violation(drawn, problem.constraints) == 0][:count]
+        return [*space.decode_all(kept), *[problem.smallest] * (count - len(kept))]
+
+    return sample
+
+
+def warmup_sampler(setting: Setting, problem: Problem) -> ArchSampler:
+    """Architectures around the seed's: they inherit most of it, and so tell early which changes it can bear."""
+    seed = setting.space.encode(problem.teacher)
+
+    def draw(count: int, rng: np.random.Generator) -> Genotypes:
+        return setting.space.mutate(np.tile(seed, (count, 1)), rng, _MUTATION)
+
+    return within(problem, setting.space, draw)

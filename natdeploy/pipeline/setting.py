@@ -1,0 +1,151 @@
+"""Everything a search works on, put together from a configuration: images, seed, supernet, task."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from natdeploy.errors import DataError, UsageError
+from natdeploy.pipeline.config import SearchConfig
+from natdeploy.progress import Progress, Silent
+from natdeploy.space import Arch, SearchSpace, get_space
+from natdeploy.store import RunStore
+from natdeploy.supernet import InputConvention, RemapReport, Seed, Supernet, choose_input, read_seed, remap
+from natdeploy.tasks import Classification, Pixels, Splits, decode, scan_images, split
+from natdeploy.training.memory import keep_freed_memory
+
+CONVENTION_IMAGES = 64
+"""Photos by which the seed's input convention is recognised."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a search works on.
+
+    Attributes:
+        space: restricted to the seed's width and to resolutions the images can fill.
+        seed: the pretrained network.
+        convention: how the seed wants its images.
+        report: what of the seed went where.
+        supernet: with the seed's weights.
+        task: the user's images.
+        device: where weights are trained.
+    """
+
+    space: SearchSpace
+    seed: Seed
+    convention: InputConvention
+    report: RemapReport
+    supernet: Supernet
+    task: Classification
+    device: torch.device
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.task.classes
+
+    def remember(self, store: RunStore) -> None:
+        """Stores what a resumed run needs to be set up alike."""
+        store.set("fingerprint", self.task.pixels.source.fingerprint())
+        store.set("splits", self.task.splits.to_json(self.task.pixels.source))
+        store.set("classes", list(self.classes))
+        store.set("convention", asdict(self.convention))
+
+    def seed_arch(self, resolution: int) -> Arch:
+        """The seed's own architecture at a resolution."""
+        return Arch(resolution, self.seed.arch.width, self.seed.arch.stages)
+
+
+def choose_device(accelerator: str) -> torch.device:
+    """The device a user means by `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UsageError: CUDA is asked for and is not there.
+    """
+    available = torch.cuda.is_available()
+    if accelerator == "cuda" and not available:
+        raise UsageError("--accelerator cuda: torch sees no CUDA device here; use --accelerator cpu, or see `natdeploy doctor`")
+    return torch.device("cuda" if available and accelerator != "cpu" else "cpu")
+
+
+def prepare(config: SearchConfig, progress: Progress, store: RunStore | None = None) -> Setting:
+    """Reads images and seed and builds the supernet.
+
+    Args:
+        config: what the user asks for.
+        progress: is told about the work.
+        store: a run that has been here before; its splits and input convention are taken.
+
+    Raises:
+        DataError: the images do not do, or are not those the run began with.
+        WeightsError: the seed is damaged or of another network.
+        UsageError: no seed is given, or the space is unknown.
+    """
+    torch.set_num_threads(config.threads)
+    keep_freed_memory()
+    device = choose_device(config.accelerator)
+    if config.seed_weights is None:
+        raise UsageError("a pretrained network is needed: give --seed-weights FILE (a MobileNetV2 in torchvision's names)")
+    shipped = get_space(config.space)
+    seed = read_seed(config.seed_weights, shipped)
+    if store is not None:
+        task, convention = stored_task(config, store, progress), stored_convention(store)
+    else:
+        pixels = _decode(config, progress)
+        splits = split(pixels.source, config.seed)
+        convention = choose_input(seed, _photos(pixels, splits.train))
+        task = _task(config, pixels, splits, convention)
+    space, width = shipped.restrict(widths=(seed.arch.width,)), seed.arch.width
+    generator = torch.Generator().manual_seed(config.seed)
+    supernet = Supernet(space, len(task.classes), width=width, padding=convention.padding, generator=generator)
+    report = remap(seed, supernet)
+    supernet = supernet.to(device=device, memory_format=torch.channels_last)
+    return Setting(space, seed, convention, report, supernet, task, device)
+
+
+def stored_convention(store: RunStore) -> InputConvention:
+    """How the seed of a run wants its images."""
+    stored = store.get("convention")
+    return InputConvention(**{**stored, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
+
+
+def stored_task(config: SearchConfig, store: RunStore, progress: Progress | None = None) -> Classification:
+    """The task of a run, with the splits it began with.
+
+    Raises:
+        DataError: the images are not those any more.
+    """
+    pixels = _decode(config, progress or Silent())
+    if store.get("fingerprint") != pixels.source.fingerprint():
+        raise DataError(f"the images in {config.data} are not those this run began with; restore them or start a new run")
+    return _task(config, pixels, Splits.from_json(store.get("splits"), pixels.source), stored_convention(store))
+
+
+def _decode(config: SearchConfig, progress: Progress) -> Pixels:
+    pixels = decode(scan_images(config.data), max(get_space(config.space).resolutions), strict=config.strict, progress=progress)
+    skipped = pixels.source.skipped
+    for path, reason in skipped:
+        progress.note(f"skipped {path}: {reason}")
+    if skipped:
+        progress.note(f"{len(skipped)} damaged image{'s were' if len(skipped) > 1 else ' was'} skipped; --strict refuses them")
+    return pixels
+
+
+def _task(config: SearchConfig, pixels: Pixels, splits: Splits, convention: InputConvention) -> Classification:
+    return Classification(pixels, splits, convention.mean, convention.std, config.seed, flip=config.flip)
+
+
+def _photos(pixels: Pixels, indices: Sequence[int]) -> torch.Tensor:
+    """Evenly chosen images (n, 3, size, size) in 0..1."""
+    stride = max(1, len(indices) // CONVENTION_IMAGES)
+    return pixels.images[list(indices[::stride][:CONVENTION_IMAGES])].float() / 255
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,7 @@
+"""What a run came to: rows for terminals and programs, and one HTML page for people."""
+
+from natdeploy.report.figures import Round
+from natdeploy.report.page import PageData, Quality, write_page
+from natdeploy.report.tables import Pick, front_table, net_json
+
+__all__ = ["PageData", "Pick", "Quality", "Round", "front_table", "net_json", "write_page"]

@@ -1,0 +1,338 @@
+"""One run as one HTML file: plots, tables and provenance, with nothing to fetch from anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from statistics import median
+from typing import Protocol
+
+from natdeploy.errors import NatdeployError
+from natdeploy.report.figures import AccuracyKind, Figure, Round, accuracy, accuracy_kind, anchor, front_figure, history_figure
+from natdeploy.report.markup import Markup, element, join
+from natdeploy.report.tables import MISSING, Pick, by_latency, labels, latency_ms, millions, milliseconds, percent
+from natdeploy.space import Arch
+from natdeploy.store import NetRecord
+
+# The browser itself then refuses whatever would leave the page; plotly draws with inline styles and saves images through blobs.
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+_COLUMNS = (
+    "input, px",
+    "test, %",
+    "valid., %",
+    "in runtime, %",
+    "p50, ms",
+    "p90, ms",
+    "runs",
+    "predicted, ms",
+    "off, %",
+    "MACs, M",
+    "params, M",
+    "parity",
+)
+
+
+class Quality(Protocol):
+    """How well a latency predictor does on whole nets it has not seen; fractions and relative errors in 0..1."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def within_5(self) -> float: ...
+    @property
+    def within_10(self) -> float: ...
+    @property
+    def mape(self) -> float: ...
+    @property
+    def spearman(self) -> float: ...
+    @property
+    def kendall(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class PageData:
+    """Everything the page shows.
+
+    Attributes:
+        title: name of the run.
+        command: exactly what was typed.
+        target: device, runtime, precision and threads, such as `host/onnxruntime-fp32-1t`.
+        version: of natdeploy.
+        utc: when the page was written.
+        nets: the final front and the baselines; the page orders them.
+        picks: nets of the front that stand out, in the order in which they are shown.
+        constraints: as the user wrote them.
+        latency_limit_ms: the tightest latency constraint, or None.
+        rounds: of the search, in order.
+        quality: of the latency predictor, or None where nothing was predicted.
+        seconds: time spent by stage, in order.
+        data: what the images are: folder, classes, fingerprint.
+        splits: images by split.
+        settings: resolved configuration.
+        environment: what the numbers were obtained with: processor, governor, versions.
+    """
+
+    title: str
+    command: str
+    target: str
+    version: str
+    utc: str
+    nets: Sequence[NetRecord]
+    picks: Sequence[Pick]
+    constraints: Sequence[str]
+    latency_limit_ms: float | None
+    rounds: Sequence[Round]
+    quality: Quality | None
+    seconds: Mapping[str, float]
+    data: Mapping[str, str]
+    splits: Mapping[str, int]
+    settings: Mapping[str, str]
+    environment: Mapping[str, str]
+
+
+def write_page(path: Path, data: PageData) -> None:
+    """Writes the page, replacing an existing one atomically. Links to model files are relative to the page's folder.
+
+    Raises:
+        NatdeployError: it cannot be written; an existing page stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(render(data), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise NatdeployError(f"{path} cannot be written ({error.strerror}); make room or give another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def render(data: PageData) -> str:
+    """The page's text."""
+    figures = _figures(data)
+    body = element("main", _header(data), *_sections(data, figures), _footer(data))
+    # Inside a script element only "</" and "<!--" could end or hide anything; no "<" is left that could begin either.
+    scripts = [
+        element(
+            "script", Markup(json.dumps(figures, allow_nan=False).replace("<", "\\u003c")), type="application/json", id="figures"
+        )
+    ]
+    if figures:
+        from plotly.offline import get_plotlyjs
+
+        scripts += [element("script", Markup(get_plotlyjs())), element("script", Markup(_asset("page.js")))]
+    head = join(
+        Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Markup(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+        element("title", f"{data.title} · natdeploy"),
+        element("style", Markup(_asset("page.css"))),
+    )
+    return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{join(body, *scripts)}\n</body>\n</html>\n'
+
+
+def _asset(name: str) -> str:
+    return resources.files("natdeploy.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _figures(data: PageData) -> dict[str, Figure]:
+    figures = {}
+    if any(latency_ms(net) is not None for net in data.nets):
+        figures["front"] = front_figure(data.nets, data.picks, data.latency_limit_ms)
+    if len(data.rounds) > 1:
+        figures["history"] = history_figure(data.rounds)
+    return figures
+
+
+# ---- sections
+
+
+def _header(data: PageData) -> Markup:
+    front = sum(net.role == "front" for net in data.nets)
+    facts = [f"{front} {'net' if front == 1 else 'nets'} on the front", f"target {data.target}", *data.constraints]
+    return element("header", element("h1", data.title), element("p", " · ".join(facts)))
+
+
+def _sections(data: PageData, figures: Mapping[str, Figure]) -> Iterable[Markup]:
+    if data.picks:
+        yield _picks(data)
+    if "front" in figures:
+        yield _section("Error against latency", _plot("front"), _front_note(data))
+    if data.nets:
+        yield _section("Nets", _nets(data), class_="long")
+    if data.rounds:
+        yield _section("Search", _history(data, drawn="history" in figures))
+    predictor = Markup() if data.quality is None else _quality(data, data.quality)
+    yield element("div", element("div", predictor, _data(data)), element("div", _time(data)), class_="columns")
+    yield _section("To get this again", element("pre", data.command), _pairs(data.settings), class_="long")
+    yield _section("Environment", _pairs(data.environment), class_="long")
+
+
+def _footer(data: PageData) -> Markup:
+    return element("footer", f"natdeploy {data.version}, {data.utc}")
+
+
+def _section(title: str, *children: str, class_: str = "") -> Markup:
+    return element("section", element("h2", title), *children, class_=class_)
+
+
+def _plot(name: str) -> Markup:
+    undrawn = element("p", "The plot needs JavaScript; its numbers are in the table.", class_="note undrawn")
+    return join(element("div", id=name, class_="plot"), undrawn)
+
+
+def _picks(data: PageData) -> Markup:
+    nets = {net.id: net for net in data.nets if net.role == "front"}
+    kind = accuracy_kind(data.nets)
+    baseline = max((net for net in data.nets if net.role == "baseline"), key=lambda net: accuracy(net, kind), default=None)
+    cards = []
+    for pick in data.picks:
+        net = nets[pick.id]
+        latency = latency_ms(net)
+        figures = [element("div", element("b", f"{percent(accuracy(net, kind))} %"), element("span", f"{kind} accuracy"))]
+        if latency is not None:
+            how = "predicted" if net.measured_p50_ms is None else "p50, measured"
+            figures.append(element("div", element("b", f"{milliseconds(latency)} ms"), element("span", how)))
+        gain = _gain(net, baseline, kind) if baseline else ""
+        cards.append(
+            element(
+                "div",
+                element("h2", pick.rule, element("a", net.id, href=f"#{anchor(net)}")),
+                element("div", *figures, class_="figures"),
+                element("p", gain, class_="gain") if gain else "",
+                element("p", pick.reason, class_="note"),
+                class_="pick",
+            )
+        )
+    return element("div", *cards, class_="picks")
+
+
+def _gain(net: NetRecord, baseline: NetRecord, kind: AccuracyKind) -> str:
+    """What a net is worth beside the baseline; only numbers of one kind are compared."""
+    if net.measured_p50_ms is not None and baseline.measured_p50_ms is not None:
+        ratio, how = net.measured_p50_ms / baseline.measured_p50_ms, "latency"
+    elif net.predicted_ms is not None and baseline.predicted_ms is not None:
+        ratio, how = net.predicted_ms / baseline.predicted_ms, "predicted latency"
+    else:
+        return ""
+    points = 100 * (accuracy(net, kind) - accuracy(baseline, kind))
+    return f"{_signed(points)} points at {ratio:.2f} of the {how} of the baseline at {Arch.parse(baseline.arch).resolution}\u00a0px"
+
+
+def _front_note(data: PageData) -> Markup:
+    kind = accuracy_kind(data.nets)
+    front = [net for net in data.nets if net.role == "front"]
+    sentences = [f"Accuracy is of the {kind} images; latency is of one image, the median of n runs (p50)."]
+    if any(net.measured_p50_ms is None for net in data.nets):
+        sentences.append("Hollow marks: latency predicted, not yet measured.")
+    sentences.append("The line joins the nets of the front that no other one beats in both; a click on a mark leads to its row.")
+    errors = [abs(net.predicted_ms / net.measured_p50_ms - 1) for net in front if net.predicted_ms and net.measured_p50_ms]
+    if errors:
+        sentences.append(f"Predicted and measured latency of the front differ by {100 * median(errors):.1f} % in the median.")
+    return element("p", " ".join(sentences), class_="note")
+
+
+def _nets(data: PageData) -> Markup:
+    head = element("tr", element("th", "net"), *(element("th", each, class_="number") for each in _COLUMNS))
+    bodies = [_net(net, data.picks) for net in by_latency(data.nets)]
+    table = element("table", element("thead", head), *bodies, class_="nets")
+    note = element(
+        "p",
+        "Fastest first. In runtime: test accuracy of the exported file in the target's runtime. p50, p90: latency, measured in so "
+        "many runs. Off: prediction against p50. Parity: largest absolute difference between the file's logits and torch's on real "
+        "images.",
+        class_="note",
+    )
+    return join(element("div", table, class_="wide"), note)
+
+
+def _net(net: NetRecord, picks: Sequence[Pick]) -> Markup:
+    tags = [element("span", label, class_=f"tag {net.role}") for label in labels(net, picks)]
+    if net.unstable:
+        tags.append(element("span", "unstable", class_="tag unstable", title="processes differ by more than 3 %"))
+    off = MISSING
+    if net.predicted_ms is not None and net.measured_p50_ms is not None:
+        off = _signed(100 * (net.predicted_ms / net.measured_p50_ms - 1))
+    cells = (
+        str(Arch.parse(net.arch).resolution),
+        percent(net.test_accuracy),
+        percent(net.validation_accuracy),
+        percent(net.runtime_accuracy),
+        milliseconds(net.measured_p50_ms),
+        milliseconds(net.measured_p90_ms),
+        MISSING if net.measured_n is None else str(net.measured_n),
+        milliseconds(net.predicted_ms),
+        off,
+        millions(net.macs),
+        millions(net.params),
+        MISSING if net.parity is None else f"{net.parity:.0e}",
+    )
+    numbers = element("tr", element("th", net.id, *tags), *(element("td", cell, class_="number") for cell in cells))
+    files = element("span", *(element("a", Path(file).name, href=file) for file in net.files), class_="files")
+    arch = element("tr", element("td", files, net.arch, class_="arch", colspan=str(len(cells) + 1)))
+    return element("tbody", numbers, arch, id=anchor(net))
+
+
+def _history(data: PageData, *, drawn: bool) -> Markup:
+    head = ("round", "evaluated", "on the front", "best error, %", "hypervolume")
+    rows = [
+        (str(each.round), str(each.evaluated), str(each.front_size), percent(each.best_error), f"{each.hypervolume:.4f}")
+        for each in data.rounds
+    ]
+    table = element(
+        "table",
+        element("thead", element("tr", *(element("th", each, class_="number") for each in head))),
+        element("tbody", *(element("tr", *(element("td", cell, class_="number") for cell in row)) for row in rows)),
+    )
+    return element("div", _plot("history") if drawn else "", element("div", table, class_="scroll"), class_="history")
+
+
+def _quality(data: PageData, quality: Quality) -> Markup:
+    rows = {
+        "within 5 %": f"{percent(quality.within_5)} % of nets",
+        "within 10 %": f"{percent(quality.within_10)} % of nets",
+        "mean relative error": f"{percent(quality.mape)} %",
+        "rank correlation": f"Spearman {quality.spearman:.3f}, Kendall {quality.kendall:.3f}",
+    }
+    note = element("p", f"On {quality.n} whole nets that it has not seen, measured end to end on {data.target}.", class_="note")
+    return _section("Latency predictor", _pairs(rows), note)
+
+
+def _data(data: PageData) -> Markup:
+    return _section("Data", _pairs({**data.data, **{split: f"{count} images" for split, count in data.splits.items()}}))
+
+
+def _time(data: PageData) -> Markup:
+    total = sum(data.seconds.values())
+    rows = [
+        element(
+            "tr",
+            element("th", stage),
+            element("td", _duration(seconds), class_="number"),
+            element("td", element("div", style=f"width: {100 * seconds / total if total else 0:.1f}%"), class_="bar"),
+        )
+        for stage, seconds in data.seconds.items()
+    ]
+    rows.append(element("tr", element("th", "total"), element("td", _duration(total), class_="number"), element("td")))
+    return _section("Where the time went", element("table", element("tbody", *rows)))
+
+
+def _pairs(values: Mapping[str, str]) -> Markup:
+    rows = [element("tr", element("th", key), element("td", value)) for key, value in values.items()]
+    return element("table", element("tbody", *rows), class_="pairs")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,190 @@
+"""The only timing loop: `python runner.py plan.json result.jsonl`.
+
+Stands alone on the device beside one runtime file: Python 3.8, the standard library, numpy and that runtime's library.
+One call is one fresh process. It loads each model of the plan, times its load and its first run apart, warms it up, then times
+it in slices, each right after a slice of the reference model, so that a machine that gets slower shows in both.
+
+Every timed run gives two numbers: its wall time, and how much of it the thread stood runnable but without a core, which is
+other processes' doing and no property of the model (Linux and Android count it, see `_Waited`; elsewhere it is 0).
+
+The result file holds one JSON object a line: first the environment, then one record a model, written when the model is done,
+so nothing is lost when a later one hangs. Standard output says where the loop is, in the same form.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import math
+import os
+import platform
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+HARNESS = "natdeploy runner 1"
+"""Numbers of different harnesses are never ranked together."""
+
+
+class _Waited:
+    """Milliseconds that this thread has spent runnable without a core, from the scheduler's own count."""
+
+    path = Path("/proc/thread-self/schedstat")
+
+    def __init__(self) -> None:
+        try:
+            self._file: int | None = os.open(self.path, os.O_RDONLY)
+            self()
+        except (OSError, ValueError, IndexError):
+            self._file = None
+
+    @property
+    def counted(self) -> bool:
+        return self._file is not None
+
+    def __call__(self) -> float:
+        # time on the core, time waiting for it (ns), slices: Documentation/scheduler/sched-stats in Linux
+        return int(os.pread(self._file, 64, 0).split()[1]) / 1e6 if self._file is not None else 0.0
+
+
+def _first_line(path: str) -> str | None:
+    try:
+        return Path(path).read_text().splitlines()[0].strip()
+    except (OSError, IndexError, UnicodeDecodeError):
+        return None
+
+
+def _field(path: str, name: str) -> str | None:
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name) and ":" in line), None)
+
+
+def environment() -> dict[str, Any]:
+    """What about this machine decides how fast it runs; None where it cannot be read."""
+    import numpy as np
+
+    temperature = _first_line("/sys/class/thermal/thermal_zone0/temp")
+    memory = _field("/proc/meminfo", "MemTotal")
+    return {
+        "harness": HARNESS,
+        "cpu": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "temperature_c": int(temperature) / 1000 if temperature and temperature.lstrip("-").isdigit() else None,
+        "memory_mb": int(memory.split()[0]) // 1024 if memory else None,
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "waiting_counted": _Waited().counted,
+        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017 (Python 3.8 has no datetime.UTC)
+    }
+
+
+def load_runtime(path: Path) -> ModuleType:
+    """Imports a runtime file by its path."""
+    spec = importlib.util.spec_from_file_location("runtime", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["runtime"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class _Timed:
+    """A model in this process, ready to be run."""
+
+    def __init__(self, runtime: ModuleType, model: dict[str, Any], threads: int, seed: int, waited: _Waited) -> None:
+        import numpy as np
+
+        self._runtime, self._waited = runtime, waited
+        self._inputs = [np.random.default_rng(seed).standard_normal(model["shape"]).astype(np.float32)]
+        start = time.perf_counter()
+        self._session = runtime.load(model["model"], threads)
+        self.load_ms = (time.perf_counter() - start) * 1e3
+        self.first_ms = self._once()[0]
+
+    def _once(self) -> tuple[float, float]:
+        waited, computed, start = self._waited(), time.thread_time(), time.perf_counter()
+        self._runtime.run(self._session, self._inputs)
+        wall_ms = (time.perf_counter() - start) * 1e3
+        computed_ms = (time.thread_time() - computed) * 1e3
+        # A thread loses its core mostly at a system call such as reading these clocks, and that wait is not the model's:
+        # within the run it can have waited no longer than it did not compute.
+        return wall_ms, max(0.0, min(self._waited() - waited, wall_ms - computed_ms))
+
+    def warm_up(self, runs: int, seconds: float) -> int:
+        start, count = time.perf_counter(), 0
+        while count < runs or time.perf_counter() - start < seconds:
+            self._once()
+            count += 1
+        return count
+
+    def time(self, runs: int, seconds: float) -> tuple[list[float], list[float]]:
+        """Wall and waiting milliseconds of at least so many runs and so many seconds, after one run that fills the caches."""
+        self._once()
+        wall: list[float] = []
+        waited: list[float] = []
+        start = time.perf_counter()
+        while len(wall) < runs or time.perf_counter() - start < seconds:
+            wall_ms, waited_ms = self._once()
+            wall.append(round(wall_ms, 6))
+            waited.append(round(waited_ms, 6))
+        return wall, waited
+
+
+def median(values: list[float]) -> float:
+    """Nearest rank, ceil(n / 2) - 1, as for every percentile of the product."""
+    return sorted(values)[math.ceil(len(values) / 2) - 1]
+
+
+def records(plan: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
+    """One record a candidate, in the plan's order. A model that fails has `error` instead of numbers."""
+    settings, threads, seed = plan["settings"], plan["threads"], plan["seed"]
+    runtime, waited = load_runtime(folder / plan["runtime"]), _Waited()
+    yield dict(environment(), **runtime.details(), threads=threads, settings=settings)
+    reference = _Timed(runtime, plan["reference"], threads, seed, waited)
+    reference.warm_up(settings["warmup_runs"], settings["warmup_s"])
+    slices = settings["slices"]
+    for candidate in plan["candidates"]:
+        print(json.dumps({"event": "start", "id": candidate["id"]}), flush=True)
+        try:
+            model = _Timed(runtime, candidate, threads, seed, waited)
+            record = {"id": candidate["id"], "load_ms": model.load_ms, "first_ms": model.first_ms, "slices": []}
+            record["warmup_runs"] = model.warm_up(settings["warmup_runs"], settings["warmup_s"])
+            gc.collect()
+            gc.disable()
+            for _ in range(slices):
+                wall, delay = reference.time(1, settings["reference_s"] / slices)
+                undisturbed = median([total - lost for total, lost in zip(wall, delay)])  # noqa: B905 (Python 3.8)
+                wall, delay = model.time(math.ceil(settings["min_runs"] / slices), settings["min_s"] / slices)
+                record["slices"].append({"reference_ms": undisturbed, "wall_ms": wall, "waited_ms": delay})
+        except Exception as error:  # whatever a runtime's library raises belongs to this one model
+            record = {"id": candidate["id"], "error": f"{type(error).__name__}: {error}"}
+        finally:
+            gc.enable()
+        yield record
+        print(json.dumps({"event": "done", "id": candidate["id"]}), flush=True)
+
+
+def main() -> None:
+    plan_path, result_path = map(Path, sys.argv[1:3])
+    with result_path.open("w") as result:
+        for record in records(json.loads(plan_path.read_text()), plan_path.parent):
+            result.write(json.dumps(record) + "\n")
+            result.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Searching a space: objectives and constraints, archive, surrogate, evolution, the NAT loop, and the final choice."""
+
+from natdeploy.search.archive import Archive, non_dominated
+from natdeploy.search.decide import Choice, choose
+from natdeploy.search.distribution import Distribution
+from natdeploy.search.feasible import reachable_range, smallest_feasible
+from natdeploy.search.nat import NatSettings, RoundReport, SurrogateQuality, search
+from natdeploy.search.objectives import Constraint, Objectives, parse_constraint, show
+
+__all__ = [
+    "Archive",
+    "Choice",
+    "Constraint",
+    "Distribution",
+    "NatSettings",
+    "Objectives",
+    "RoundReport",
+    "SurrogateQuality",
+    "choose",
+    "non_dominated",
+    "parse_constraint",
+    "reachable_range",
+    "search",
+    "show",
+    "smallest_feasible",
+]

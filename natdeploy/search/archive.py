@@ -1,0 +1,130 @@
+"""The architectures evaluated so far, and who of them is best.
+
+Values are (n, m), minimised. A row dominates another that it is no worse than in every column and better than in at least one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from pymoo.indicators.hv import HV
+
+from natdeploy.search.objectives import Constraint, Floats, Objectives
+from natdeploy.space import Arch, Genotypes, SearchSpace
+
+Indices = npt.NDArray[np.int64]
+
+
+def non_dominated(values: Floats) -> npt.NDArray[np.bool_]:
+    """Which rows (n,) no other row dominates."""
+    no_worse = (values[:, None] <= values).all(axis=2)
+    better = (values[:, None] < values).any(axis=2)
+    return np.asarray(~(no_worse & better).any(axis=0))
+
+
+def ranks(values: Floats) -> Indices:
+    """Front that each row (n,) belongs to: 0 is non-dominated, 1 is so once those are gone, and so on (NSGA-II, Deb 2002)."""
+    result = np.zeros(len(values), dtype=np.int64)
+    left = np.arange(len(values))
+    while len(left):
+        first = non_dominated(values[left])
+        left = left[~first]
+        result[left] += 1
+    return result
+
+
+def crowding(values: Floats) -> Floats:
+    """Distance (n,) between the neighbours of each row, summed over scaled objectives; infinite at the ends (NSGA-II, Deb 2002)."""
+    distance = np.zeros(len(values))
+    for column in values.T:
+        order = np.argsort(column, kind="stable")
+        span = column[order[-1]] - column[order[0]]
+        distance[order[[0, -1]]] = np.inf
+        if span > 0:
+            distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
+    return distance
+
+
+class Archive:
+    """Evaluated architectures of one space, in the order they came.
+
+    Attributes:
+        space: theirs.
+        objectives: the columns of `values`.
+        constraints: what makes an architecture feasible.
+        genotypes: (n, variables), canonical and distinct.
+        values: (n, m); column 0 is the error.
+        violation: (n,); 0 where all constraints hold.
+    """
+
+    def __init__(self, space: SearchSpace, objectives: Objectives, constraints: Sequence[Constraint] = ()) -> None:
+        self.space = space
+        self.objectives = objectives
+        self.constraints = tuple(constraints)
+        self.genotypes: Genotypes = np.empty((0, space.variables), dtype=np.int64)
+        self.values: Floats = np.empty((0, len(objectives.names)))
+        self.violation: Floats = np.empty(0)
+        self._known: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self.genotypes)
+
+    @property
+    def archs(self) -> list[Arch]:
+        return self.space.decode_all(self.genotypes)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(arch.id for arch in self.archs)
+
+    @property
+    def feasible(self) -> npt.NDArray[np.bool_]:
+        """Where all constraints hold, (n,)."""
+        return np.asarray(self.violation == 0)
+
+    def contains(self, genotypes: Genotypes) -> npt.NDArray[np.bool_]:
+        """Which of (n, variables) are here already, whatever form they are written in."""
+        return np.array([row.tobytes() in self._known for row in self.space.repair(genotypes)], dtype=np.bool_)
+
+    def add(self, genotypes: Genotypes, errors: npt.ArrayLike) -> None:
+        """Appends architectures (n, variables) with their errors (n,).
+
+        Raises:
+            ValueError: one of them is here already.
+        """
+        canonical = self.space.repair(genotypes)
+        keys = {row.tobytes() for row in canonical}
+        if len(keys) < len(canonical) or keys & self._known:
+            raise ValueError("an archive holds every architecture once")
+        self.values = np.concatenate([self.values, self.objectives.values(canonical, errors)])
+        self.violation = np.concatenate([self.violation, self.objectives.violation(canonical, self.constraints)])
+        self.genotypes = np.concatenate([self.genotypes, canonical])
+        self._known |= keys
+
+    def replace_errors(self, errors: npt.ArrayLike) -> None:
+        """Takes new errors (n,) of all architectures, after the supernet's weights have changed."""
+        self.values = self.objectives.values(self.genotypes, errors)
+
+    def front(self) -> Indices:
+        """Rows that are feasible and that no feasible row dominates, fastest (least in column 1) first."""
+        rows = np.flatnonzero(self.feasible)
+        rows = rows[non_dominated(self.values[rows])]
+        return rows[np.argsort(self.values[rows, 1], kind="stable")]
+
+    def best(self, n: int) -> Indices:
+        """At most `n` feasible rows, best first: by rank, then the least crowded (survival of NSGA-II)."""
+        rows = np.flatnonzero(self.feasible)
+        values = self.values[rows]
+        rank = ranks(values)
+        spacing = np.zeros(len(rows))
+        for front in range(rank.max(initial=-1) + 1):
+            spacing[rank == front] = crowding(values[rank == front])
+        return rows[np.lexsort((-spacing, rank))][:n]
+
+    def hypervolume(self, reference: npt.ArrayLike) -> float:
+        """Share of the box between zero and `reference` (m,) that the front dominates, 0..1."""
+        scaled = self.values[self.front()] / np.asarray(reference, dtype=np.float64)
+        inside = scaled[(scaled < 1).all(axis=1)]
+        return float(HV(ref_point=np.ones(scaled.shape[1]))(inside)) if len(inside) else 0.0

@@ -1,0 +1,148 @@
+"""Which architectures to evaluate next: NSGA over predicted errors and exact cheap objectives, then a spread choice of its result."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pymoo.algorithms.moo.nsga2 import NSGA2, binary_tournament
+from pymoo.algorithms.moo.nsga3 import NSGA3
+from pymoo.config import Config
+from pymoo.core.duplicate import DefaultDuplicateElimination
+from pymoo.core.infill import InfillCriterion
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem
+from pymoo.operators.selection.tournament import TournamentSelection
+from pymoo.optimize import minimize
+from pymoo.util.ref_dirs import get_reference_directions
+
+from natdeploy.search.archive import Archive, Indices, ranks
+from natdeploy.search.feasible import sample_feasible
+from natdeploy.search.objectives import Floats
+from natdeploy.space import Genotypes
+
+Config.warnings["not_compiled"] = False  # pymoo prints a hint to stdout where its wheel holds no compiled code
+
+ErrorModel = Callable[[Genotypes], Floats]
+"""Canonical genotypes (n, variables) -> predicted errors (n,)."""
+
+
+def evolve(archive: Archive, predict: ErrorModel, rng: np.random.Generator, *, population: int, generations: int) -> Genotypes:
+    """Feasible architectures (n, variables) on or near the predicted front, distinct, none of them in the archive.
+
+    NSGA-II (Deb 2002) for two objectives, NSGA-III (Deb and Jain 2014) with Riesz s-energy directions for more. It starts from the
+    archive's front, filled up with random feasible architectures, and sees constraints as hard: a feasible architecture always
+    survives an infeasible one.
+
+    Args:
+        archive: what is known, with the space, the objectives and the constraints.
+        predict: the surrogate.
+        rng: source of chance.
+        population: architectures of a generation.
+        generations: how many.
+    """
+    start = archive.genotypes[archive.front()][:population]
+    random = sample_feasible(
+        population - len(start),
+        archive.space,
+        archive.objectives,
+        archive.constraints,
+        known=archive.genotypes[archive.feasible],
+        rng=rng,
+    )
+    mating = _Mating(archive, binary_tournament if len(archive.objectives.names) == 2 else _tournament)
+    common = {"pop_size": population, "sampling": np.concatenate([start, random]), "mating": mating, "eliminate_duplicates": True}
+    if len(archive.objectives.names) == 2:
+        algorithm = NSGA2(**common)
+    else:
+        algorithm = NSGA3(_directions(len(archive.objectives.names), population), **common)
+    with warnings.catch_warnings():  # NSGA-III switches all warnings of the process off
+        minimize(
+            _Predicted(archive, predict), algorithm, ("n_gen", generations), copy_algorithm=False, seed=int(rng.integers(2**31))
+        )
+    last = np.unique(algorithm.pop.get("X").astype(np.int64), axis=0)
+    feasible = archive.objectives.violation(last, archive.constraints) == 0
+    new: Genotypes = last[feasible & ~archive.contains(last)]
+    return new
+
+
+def infill(values: Floats, known: Floats, n: int) -> Indices:
+    """The rows (at most n) of `values` to evaluate: of the best ranks, and spread along the front.
+
+    Objectives are scaled to the range of the candidates; candidates come rank by rank, and within a rank one by one whichever is
+    farthest from everything already chosen or known (greedy max-min distance).
+
+    Args:
+        values: (candidates, m) predicted.
+        known: (k, m) of the archive's front.
+        n: how many.
+    """
+    low, span = values.min(axis=0), np.ptp(values, axis=0)
+    span[span == 0] = 1.0
+    points, taken = (values - low) / span, (known - low) / span
+    rank = ranks(values)
+    chosen: list[int] = []
+    distance = np.min(np.linalg.norm(points[:, None] - taken, axis=2), axis=1, initial=np.inf)
+    while len(chosen) < min(n, len(values)):
+        left = np.setdiff1d(np.arange(len(values)), chosen)
+        pool = left[rank[left] == rank[left].min()]
+        best = int(pool[distance[pool].argmax()])
+        chosen.append(best)
+        distance = np.minimum(distance, np.linalg.norm(points - points[best], axis=1))
+    return np.array(chosen, dtype=np.int64)
+
+
+class _Predicted(Problem):  # type: ignore[misc]
+    """The archive's objectives with the surrogate in the place of evaluation."""
+
+    def __init__(self, archive: Archive, predict: ErrorModel) -> None:
+        space = archive.space
+        super().__init__(
+            n_var=space.variables,
+            n_obj=len(archive.objectives.names),
+            n_ieq_constr=len(archive.constraints),
+            xl=space.lower,
+            xu=space.upper,
+        )
+        self._archive = archive
+        self._predict = predict
+
+    def _evaluate(self, x: npt.NDArray[Any], out: dict[str, Floats], *_: Any, **__: Any) -> None:
+        genotypes = x.astype(np.int64)
+        out["F"] = self._archive.objectives.values(genotypes, self._predict(genotypes))
+        out["G"] = self._archive.objectives.violations(genotypes, self._archive.constraints)
+
+
+class _Mating(InfillCriterion):  # type: ignore[misc]
+    """The space's own crossover and mutation, which repair what they make; NAT crosses with probability 0.9."""
+
+    def __init__(self, archive: Archive, tournament: Callable[..., Any]) -> None:
+        super().__init__(eliminate_duplicates=DefaultDuplicateElimination())
+        self._space = archive.space
+        self._selection = TournamentSelection(func_comp=tournament)
+
+    def _do(self, problem: Any, pop: Any, n_offsprings: int, *, random_state: np.random.Generator, **kwargs: Any) -> Any:
+        parents = self._selection.do(problem, pop, n_offsprings, 2, to_pop=False, random_state=random_state, **kwargs)
+        first, second = (pop[parents[:, side]].get("X").astype(np.int64) for side in (0, 1))
+        crossed = self._space.crossover(first, second, random_state)
+        children = np.where(random_state.random((n_offsprings, 1)) < 0.9, crossed, first)
+        return Population.new("X", self._space.mutate(children, random_state, 1 / self._space.variables))
+
+
+def _tournament(pop: Any, pairs: Indices, *, random_state: np.random.Generator, **_: Any) -> Indices:
+    """Of each pair the less infeasible, else either: NSGA-III's, whose original in pymoo breaks ties by an unseeded generator."""
+    violation = pop.get("CV")[:, 0][pairs]
+    tied = violation[:, 0] == violation[:, 1]
+    side = np.where(tied, random_state.integers(2, size=len(pairs)), violation.argmin(axis=1))
+    return pairs[np.arange(len(pairs)), side][:, None]
+
+
+@lru_cache
+def _directions(objectives: int, count: int) -> Floats:
+    """Evenly spread reference directions (count, objectives) of least Riesz s-energy (Blank et al. 2021)."""
+    directions: Floats = get_reference_directions("energy", objectives, count, seed=1)
+    return directions

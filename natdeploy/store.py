@@ -1,0 +1,442 @@
+"""The run folder: everything one search knows, written so that it can be killed at any moment and go on.
+
+`run.sqlite` holds the facts, `checkpoints/` the weights, and `config.toml` a copy of the configuration for people to read. A
+checkpoint is a new file, and counts from the moment the database names it; so facts and weights never disagree.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from natdeploy.errors import DamagedFileError, NatdeployError, UsageError
+
+if TYPE_CHECKING:  # a report needs no torch, which takes seconds to import
+    from torch import Tensor
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = f"""
+CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE timings (stage TEXT PRIMARY KEY, seconds REAL NOT NULL) STRICT;
+CREATE TABLE evaluations (
+    step INTEGER NOT NULL, arch TEXT NOT NULL, correct INTEGER NOT NULL, total INTEGER NOT NULL, loss REAL NOT NULL,
+    seconds REAL NOT NULL, PRIMARY KEY (step, arch)
+) STRICT;
+CREATE TABLE rounds (round INTEGER PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE checkpoints (
+    name TEXT PRIMARY KEY, version INTEGER NOT NULL, file TEXT NOT NULL, sha256 TEXT NOT NULL, info TEXT NOT NULL
+) STRICT;
+CREATE TABLE nets (
+    arch TEXT NOT NULL, id TEXT NOT NULL, role TEXT NOT NULL, validation_accuracy REAL NOT NULL, test_accuracy REAL,
+    predicted_ms REAL, measured_p50_ms REAL, measured_p90_ms REAL, measured_n INTEGER, unstable INTEGER, params INTEGER NOT NULL,
+    macs INTEGER NOT NULL, runtime_accuracy REAL, parity REAL, files TEXT NOT NULL, PRIMARY KEY (role, id)
+) STRICT;
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+_DATABASE = "run.sqlite"
+_RESTORE = "restore it from a copy, or start a new run in another folder"
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An architecture, tried on the validation images.
+
+    Attributes:
+        step: state of the supernet it was tried with; the search numbers them.
+        arch: its text.
+        correct: images it got right.
+        total: images it saw.
+        loss: mean over the images.
+        seconds: that it took.
+    """
+
+    step: int
+    arch: str
+    correct: int
+    total: int
+    loss: float
+    seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """0 to 1."""
+        return self.correct / self.total
+
+
+@dataclass(frozen=True)
+class NetRecord:
+    """A network that came out of the run. Accuracies are 0 to 1; what has not been found out yet is None.
+
+    Attributes:
+        arch: its text.
+        id: of the architecture.
+        role: `front`, or `baseline` for the seed network that the front is compared with.
+        validation_accuracy: in torch, on the images the search saw.
+        test_accuracy: in torch, on images it never saw.
+        predicted_ms: latency by the predictor.
+        measured_p50_ms: median latency on the target.
+        measured_p90_ms: 90th percentile of it.
+        measured_n: runs behind the two.
+        unstable: processes disagreed about the latency.
+        params: trainable parameters.
+        macs: multiply-accumulates of one image.
+        runtime_accuracy: of the exported file in its runtime, on the test images.
+        parity: largest absolute difference of the exported file's logits from torch's.
+        files: exported ones, relative to the run folder.
+    """
+
+    arch: str
+    id: str
+    role: str
+    validation_accuracy: float
+    test_accuracy: float | None
+    predicted_ms: float | None
+    measured_p50_ms: float | None
+    measured_p90_ms: float | None
+    measured_n: int | None
+    unstable: bool | None
+    params: int
+    macs: int
+    runtime_accuracy: float | None
+    parity: float | None
+    files: tuple[str, ...]
+
+
+class RunStore:
+    """An open run folder; use it as a context manager. One process at a time may have it open.
+
+    Every method that writes is done, and on disk, when it returns. All of them raise NatdeployError when the disk is full or
+    cannot be written, and what was stored before is still there; and DamagedFileError when the database is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """What `open` does."""
+        if not (folder / _DATABASE).is_file():
+            raise UsageError(f"there is no run in {folder}; start one with `natdeploy search --out {folder}`")
+        self.folder = folder
+        self._path = folder / _DATABASE
+        with ExitStack() as resources:
+            resources.enter_context(_locked(folder))
+            with _explained(self._path):
+                self._database = resources.enter_context(closing(sqlite3.connect(self._path)))
+            self._check()
+            self._sweep()
+            self._resources = resources.pop_all()
+
+    @classmethod
+    def create(cls, folder: Path, config: Mapping[str, Any]) -> RunStore:
+        """A new run in `folder`, which is made where it does not exist.
+
+        Args:
+            folder: where.
+            config: JSON values; `config.toml` shows them, without the keys that are None.
+
+        Raises:
+            UsageError: there is a run already, or another process is making one.
+        """
+        try:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NatdeployError(f"{folder} cannot be made ({error.strerror}); choose another folder for the run") from error
+        with _locked(folder):
+            if (folder / _DATABASE).exists():
+                raise UsageError(f"{folder} holds a run already; go on with `natdeploy resume {folder}` or choose another folder")
+            _write_atomic(folder / "config.toml", f"{_toml(config)}\n".encode(errors="replace"))
+            _write_atomic(folder / _DATABASE, _new_database(config))
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> RunStore:
+        """The run in `folder`.
+
+        Raises:
+            UsageError: there is none, another process has it open, or another version of natdeploy made it.
+            DamagedFileError: its database is damaged.
+        """
+        return cls(folder)
+
+    def close(self) -> None:
+        """Lets other processes in."""
+        self._resources.close()
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        with self._transaction() as database:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            (verdict,) = database.execute("PRAGMA integrity_check(1)").fetchone()
+        if verdict != "ok":
+            raise DamagedFileError(f"{self._path} is damaged ({' '.join(verdict.split())}); {_RESTORE}")
+        if version < SCHEMA_VERSION:
+            raise DamagedFileError(f"{self._path} is damaged (it holds no run); {_RESTORE}")
+        if version > SCHEMA_VERSION:
+            raise UsageError(f"{self.folder} has format {version} and this natdeploy knows {SCHEMA_VERSION}; install a newer one")
+
+    def _sweep(self) -> None:
+        """Removes checkpoints that a killed process wrote and did not come to name, or replaced and did not come to remove."""
+        named = {file for (file,) in self._rows("SELECT file FROM checkpoints")}
+        for path in (self.folder / "checkpoints").glob("*.safetensors*"):
+            if path.name not in named:
+                path.unlink()
+
+    # ---- facts
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As given to `create`."""
+        value: dict[str, Any] = self.get("config")
+        return value
+
+    def get(self, key: str) -> Any:
+        """A JSON value, or None where there is none of that key."""
+        rows = self._rows("SELECT value FROM facts WHERE key = ?", key)
+        return json.loads(rows[0][0]) if rows else None
+
+    def set(self, key: str, value: Any) -> None:
+        """Stores a JSON value, in place of an earlier one."""
+        self._write("INSERT OR REPLACE INTO facts VALUES (?, ?)", key, _json(value))
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Adds to the time that a stage of the run has taken, over all processes that worked on it."""
+        self._write(
+            "INSERT INTO timings VALUES (?, ?) ON CONFLICT DO UPDATE SET seconds = seconds + excluded.seconds", stage, seconds
+        )
+
+    def seconds(self) -> dict[str, float]:
+        """Time of every stage, in the order they began."""
+        return dict(self._rows("SELECT stage, seconds FROM timings ORDER BY rowid"))
+
+    # ---- the search
+
+    def evaluation(self, step: int, arch: str) -> Evaluation | None:
+        """What is known of an architecture at a state of the supernet."""
+        rows = self._rows("SELECT * FROM evaluations WHERE step = ? AND arch = ?", step, arch)
+        return Evaluation(*rows[0]) if rows else None
+
+    def record(self, evaluation: Evaluation) -> None:
+        """Stores an evaluation, in place of an earlier one of the same step and architecture.
+
+        Raises:
+            NatdeployError: its loss is not a finite number.
+        """
+        if not math.isfinite(evaluation.loss):
+            raise NatdeployError(f"training diverged: {evaluation.arch} has loss {evaluation.loss}; use a lower learning rate")
+        self._put("evaluations", vars(evaluation), key=("step", "arch"))
+
+    def evaluations(self, step: int | None = None) -> list[Evaluation]:
+        """All evaluations, or those of one state of the supernet, in the order they were made."""
+        rows = self._rows("SELECT * FROM evaluations WHERE step = coalesce(?, step) ORDER BY rowid", step)
+        return [Evaluation(*row) for row in rows]
+
+    def add_round(self, facts: Mapping[str, Any]) -> None:
+        """Stores what a round of the search found, JSON values, in place of an earlier one with the same `facts["round"]`."""
+        self._write("INSERT OR REPLACE INTO rounds VALUES (?, ?)", facts["round"], _json(dict(facts)))
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """Facts of every round, first to last."""
+        return [json.loads(value) for (value,) in self._rows("SELECT value FROM rounds ORDER BY round")]
+
+    # ---- networks
+
+    def put_net(self, record: NetRecord) -> None:
+        """Stores a network, in place of an earlier record of the same role and id."""
+        self._put("nets", vars(record) | {"files": json.dumps(record.files)}, key=("role", "id"))
+
+    def nets(self) -> list[NetRecord]:
+        """All networks, in the order they were first stored."""
+        return [_net(row) for row in self._rows("SELECT * FROM nets ORDER BY rowid")]
+
+    # ---- weights
+
+    def save_checkpoint(self, name: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+        """Stores tensors and JSON values together, in place of the earlier checkpoint of that name, which is gone only afterwards.
+
+        Args:
+            name: goes into the file name.
+            tensors: no two of them may share memory.
+            info: JSON values.
+        """
+        import safetensors.torch
+
+        rows = self._rows("SELECT version, file FROM checkpoints WHERE name = ?", name)
+        version, old = rows[0] if rows else (0, None)
+        file = f"{name}-{version + 1}.safetensors"
+        data = safetensors.torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+        row = (name, version + 1, file, hashlib.sha256(data).hexdigest(), _json(dict(info)))
+        _write_atomic(self._checkpoint(file), data)
+        try:
+            self._write("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?)", *row)
+        except NatdeployError:
+            self._checkpoint(file).unlink()
+            raise
+        if old is not None:
+            self._checkpoint(old).unlink(missing_ok=True)
+
+    def load_checkpoint(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors (on the CPU) and info of a checkpoint; None where none of that name was saved.
+
+        Raises:
+            DamagedFileError: its file is gone or is not what was saved.
+        """
+        import safetensors.torch
+
+        rows = self._rows("SELECT file, sha256, info FROM checkpoints WHERE name = ?", name)
+        if not rows:
+            return None
+        file, digest, info = rows[0]
+        path = self._checkpoint(file)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DamagedFileError(f"{path} cannot be read ({error.strerror}); {_RESTORE}") from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise DamagedFileError(f"{path} is damaged: it does not hold what was saved; {_RESTORE}")
+        return safetensors.torch.load(data), json.loads(info)
+
+    def _checkpoint(self, file: str) -> Path:
+        return self.folder / "checkpoints" / file
+
+    # ---- the database
+
+    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._transaction() as database:
+            return database.execute(query, values).fetchall()
+
+    def _write(self, statement: str, *values: Any) -> None:
+        with self._transaction() as database:
+            database.execute(statement, values)
+
+    def _put(self, table: str, row: Mapping[str, Any], *, key: tuple[str, ...]) -> None:
+        """Inserts a row; where its key is there already, that row changes and keeps its place in the order."""
+        changes = ", ".join(f"{column} = excluded.{column}" for column in row)
+        self._write(
+            f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))}) "
+            f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes}",
+            *row.values(),
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Commits at the end, or leaves everything as it was."""
+        with _explained(self._path), self._database:
+            yield self._database
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns what SQLite says of a full disk or a damaged file into an error for people."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):  # a mistake of the caller
+            raise
+        if error.sqlite_errorcode in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise DamagedFileError(f"{path} is damaged ({error}); {_RESTORE}") from error
+        raise _unwritable(path, str(error)) from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a run folder; the system lifts the lock of a process that is killed."""
+    path = folder / "run.lock"
+    try:
+        file = path.open("ab+", buffering=0)
+    except OSError as error:
+        raise _unwritable(path, error.strerror) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UsageError(f"{folder} is in use by process {file.read().decode()}; wait until it ends, or stop it") from error
+        except OSError as error:
+            raise _unwritable(path, error.strerror) from error
+        yield
+
+
+def _new_database(config: Mapping[str, Any]) -> bytes:
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(_SCHEMA)
+        database.execute("INSERT INTO facts VALUES ('config', ?)", (_json(dict(config)),))
+        database.commit()
+        return database.serialize()
+
+
+def _net(row: tuple[Any, ...]) -> NetRecord:
+    """From a row, whose columns have the order of the fields; SQLite knows neither bool nor tuple."""
+    net = NetRecord(*row)
+    return replace(net, unstable=None if net.unstable is None else bool(net.unstable), files=tuple(json.loads(row[-1])))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False)
+
+
+def _write_atomic(path: Path, data: bytes) -> None:
+    """After this the file holds all of `data`, even if the power fails; or, on an error, what it held before."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _unwritable(path, error.strerror) from error
+
+
+def _unwritable(path: Path, reason: str | None) -> NatdeployError:
+    return NatdeployError(
+        f"{path} cannot be written ({reason}); make room on the disk, or the folder writable, and go on with "
+        f"`natdeploy resume`: nothing stored before is lost"
+    )
+
+
+def _toml(values: Mapping[str, Any], table: str = "") -> str:
+    """TOML of JSON values; the standard library reads it and does not write it. Keys whose value is None are left out."""
+    present = {_toml_key(key): value for key, value in values.items() if value is not None}
+    lines = [f"[{table}]"] if table else []
+    lines += [f"{key} = {_toml_value(value)}" for key, value in present.items() if not isinstance(value, Mapping)]
+    inner = [_toml(value, f"{table}.{key}" if table else key) for key, value in present.items() if isinstance(value, Mapping)]
+    return "\n".join([*lines, *(f"\n{text}" if lines else text for text in inner)])
+
+
+def _toml_key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else _toml_value(key)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_key(key)} = {_toml_value(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    # JSON and TOML write numbers, truth values and text alike, but for one character.
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,24 @@
+"""Weights shared by all architectures of a space: the supernet, its subnets, and how a pretrained network becomes one."""
+
+from natdeploy.supernet.calibrate import calibrate
+from natdeploy.supernet.detect import InputConvention, choose_input
+from natdeploy.supernet.layers import Padding
+from natdeploy.supernet.network import Supernet
+from natdeploy.supernet.remap import RemapReport, remap
+from natdeploy.supernet.subnet import Subnet, build_block
+from natdeploy.supernet.weights import Seed, read_seed, write_seed
+
+__all__ = [
+    "InputConvention",
+    "Padding",
+    "RemapReport",
+    "Seed",
+    "Subnet",
+    "Supernet",
+    "build_block",
+    "calibrate",
+    "choose_input",
+    "read_seed",
+    "remap",
+    "write_seed",
+]

@@ -1,0 +1,161 @@
+"""The other verbs: arguments in, results out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from natdeploy.cli.main import app
+from natdeploy.latency.predictor import Quality
+from typer.testing import CliRunner, Result
+
+from natdeploy import pipeline
+from natdeploy.errors import DamagedFileError
+from natdeploy.search.decide import Choice
+from natdeploy.space.catalog import plain_arch
+from natdeploy.store import NetRecord
+
+ARCH = plain_arch(24, 1.0, (1, 2, 3, 2))
+NET = NetRecord(
+    arch=str(ARCH),
+    id=ARCH.id,
+    role="front",
+    validation_accuracy=0.95,
+    test_accuracy=0.93,
+    predicted_ms=0.41,
+    measured_p50_ms=0.43,
+    measured_p90_ms=0.45,
+    measured_n=200,
+    unstable=False,
+    params=123_456,
+    macs=7_890_123,
+    runtime_accuracy=0.95,
+    parity=1e-6,
+    files=(f"models/{ARCH.id}/model.onnx",),
+)
+
+
+@dataclass
+class Report:
+    page: Path = Path("runs/x/report.html")
+    nets: tuple[NetRecord, ...] = (NET,)
+    picks: tuple[Choice, ...] = (Choice(0, NET.id, "knee", "Going faster costs more."),)
+    summary: dict[str, Any] = field(default_factory=lambda: {"nets": [NET.id]})
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Every call of the pipeline, without its progress."""
+    made: list[tuple[Any, ...]] = []
+
+    def stand_in(name: str, answer: Any) -> None:
+        def call(*arguments: Any, **named: Any) -> Any:
+            shown = [argument for argument in arguments if not hasattr(argument, "task")]
+            made.append((name, *shown, {key: value for key, value in named.items() if key != "progress"}))
+            return answer
+
+        monkeypatch.setattr(pipeline, name, call)
+
+    stand_in("resume", None)
+    stand_in("demo", None)
+    stand_in("report", Report())
+    stand_in("export", [NET])
+    stand_in("benchmark", [NET])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["resume", "runs/x"], [("resume", Path("runs/x"), {}), ("report", Path("runs/x"), {})]),
+        (["report", "runs/x"], [("report", Path("runs/x"), {})]),
+        (["demo"], [("demo", Path("runs/demo"), {}), ("report", Path("runs/demo"), {})]),
+        (["demo", "--out", "d"], [("demo", Path("d"), {}), ("report", Path("d"), {})]),
+    ],
+)
+def test_verbs_that_end_with_the_report(calls: list[Any], arguments: list[str], expected: list[Any]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert calls == expected
+    assert NET.id in result.stdout
+    assert f"knee     {NET.id}  Going faster costs more.\n" in result.stdout
+    assert result.stdout.endswith("report: runs/x/report.html\n")
+    assert json.loads(run(*arguments, "--json").stdout) == {"nets": [NET.id]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["export", "runs/x"], ("export", Path("runs/x"), {"arch": "knee", "formats": ("onnx",)})),
+        (["export", "runs/x", "--arch", "front"], ("export", Path("runs/x"), {"arch": "front", "formats": ("onnx",)})),
+        (["export", "r", "--format", "a", "--format", "b"], ("export", Path("r"), {"arch": "knee", "formats": ("a", "b")})),
+        (["benchmark", "runs/x"], ("benchmark", Path("runs/x"), {"target": None})),
+        (["benchmark", "runs/x", "--target", "host/onnxruntime"], ("benchmark", Path("runs/x"), {"target": "host/onnxruntime"})),
+    ],
+)
+def test_verbs_that_end_with_nets(calls: list[Any], arguments: list[str], expected: tuple[Any, ...]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert calls == [expected]
+    assert "0.430" in result.stdout, "measured p50"
+    assert NET.files[0] in result.stdout
+    (shown,) = json.loads(run(*arguments, "--json").stdout)
+    assert shown["measured_p50_ms"] == 0.43
+    assert shown["files"] == list(NET.files)
+
+
+def test_an_unstable_measurement_ends_with_6_when_strict(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "benchmark", lambda *_, **__: [replace(NET, unstable=True)])
+    assert run("benchmark", "runs/x").exit_code == 0
+    strict = run("benchmark", "runs/x", "--strict", "--json")
+    assert strict.exit_code == 6
+    assert json.loads(strict.stdout)[0]["unstable"] is True, "what was measured is shown all the same"
+    assert NET.id in json.loads(strict.stderr)["error"]
+
+
+def test_profile_says_how_well_it_predicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    quality = Quality(n=20, within_5=0.8, within_10=1.0, mape=0.031, spearman=0.99, kendall=0.95)
+    found = pipeline.ProfileResult(
+        folder=tmp_path, slug="onnxruntime-fp32-1t", rows=150, subnets=34, quality=quality, seconds=200.0
+    )
+    asked: dict[str, Any] = {}
+
+    def profile(device: str, runtime: str, **named: Any) -> pipeline.ProfileResult:
+        asked.update(named, device=device, runtime=runtime)
+        return found
+
+    monkeypatch.setattr(pipeline, "profile", profile)
+    result = run("profile", "--classes", "12", "--minutes", "4", "--tables", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    asked.pop("progress")
+    assert asked == {
+        "device": "host",
+        "runtime": "onnxruntime",
+        "space": "mbv2",
+        "classes": 12,
+        "tables": tmp_path,
+        "threads": 1,
+        "budget_minutes": 4.0,
+        "seed": 0,
+    }
+    assert "150 blocks and 34 nets measured in 3 min 20 s" in result.stdout
+    assert "predicted on 20 unseen nets: within 5 % 80%, within 10 % 100%, mean error 3.1%" in result.stdout
+    as_json = json.loads(run("profile", "--json").stdout)
+    assert (as_json["rows"], as_json["quality"]["within_10"], as_json["folder"]) == (150, 1.0, str(tmp_path))
+
+
+def test_a_damaged_run_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise DamagedFileError("runs/x/run.sqlite is damaged; restore it from a copy")
+
+    monkeypatch.setattr(pipeline, "report", refuse)
+    result = run("report", "runs/x")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: runs/x/run.sqlite is damaged; restore it from a copy\n"

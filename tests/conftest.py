@@ -1,0 +1,25 @@
+"""What every test may ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real weights, photos and tables that lies beside the project; not part of it."""
+    if not SHARED.is_dir():
+        pytest.skip("real weights and photos are not here: the folder `shared` is missing beside the project")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> None:
+    """Two spinning OpenMP threads on two busy cores are ten times slower than one."""
+    import torch
+
+    torch.set_num_threads(1)

@@ -1,0 +1,105 @@
+"""A search small enough for a test: a few digits, a small seed, and a latency table made of MACs instead of measurements."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from natdeploy.hardware.device import host_facts, parse_target
+from natdeploy.latency.profile import make_plan
+from natdeploy.latency.table import BlockRow, Provenance, Role, SubnetRow, Table, Timing, write_table
+from natdeploy.pipeline import SearchConfig
+from natdeploy.pipeline.profile import table_folder
+from natdeploy.runtimes import ort
+from natdeploy.search import NatSettings
+from natdeploy.space import cost, get_space
+from natdeploy.space.catalog import plain_arch
+from natdeploy.supernet import Subnet, write_seed
+from natdeploy.training.adapt import AdaptSettings
+from natdeploy.training.loop import TrainSettings
+
+CLASSES, IMAGES = 3, 16
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A flat folder of classes, PNG files of 32 px."""
+    folder = tmp_path_factory.mktemp("digits")
+    data = load_digits()
+    for label in range(CLASSES):
+        (folder / str(label)).mkdir()
+        for number, image in enumerate(data.images[data.target == label][:IMAGES]):
+            grey = Image.fromarray((image / 16 * 255).astype(np.uint8))
+            grey.resize((32, 32), Image.Resampling.BICUBIC).save(folder / str(label) / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def seed_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network of the demo space: what matters here is that the same comes out again."""
+    path = tmp_path_factory.mktemp("seed") / "seed.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        subnet = Subnet(get_space("demo"), plain_arch(32, 1.0, (1, 2, 3, 2)), CLASSES)
+    write_seed(subnet, path, {"input": "RGB, scaled to [-1,1]"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a table that says it was measured here, whose latencies are one millisecond for 5 million MACs."""
+    folder = tmp_path_factory.mktemp("tables")
+    space, target = get_space("demo"), parse_target("host")
+    plan = make_plan(space, CLASSES, blocks=60, fit=14, test=24, seed=0)
+
+    def timing(macs: float) -> Timing:
+        return Timing(0.002 + macs / 5e6, 0.002 + macs / 5e6, 100, 3, False)
+
+    roles: list[tuple[Role, object]] = [*(("fit", arch) for arch in plan.fit), *(("test", arch) for arch in plan.test)]
+    subnets = tuple(SubnetRow(arch, role, timing(float(cost(space, [arch], CLASSES).macs[0]))) for role, arch in roles)
+    facts = host_facts()
+    provenance = Provenance(
+        device="host",
+        runtime=ort.NAME,
+        runtime_version=ort.version(),
+        provider=ort.PROVIDER,
+        precision="fp32",
+        threads=1,
+        batch=1,
+        space="demo",
+        classes=CLASSES,
+        reference=str(plan.reference),
+        reference_ms=1.0,
+        harness="made up for a test",
+        tool_version="0",
+        utc=datetime.now(UTC).isoformat(),
+        measured_s=0.0,
+        block_settings={},
+        subnet_settings={},
+        **{name: facts[name] for name in ("cpu", "cores", "memory_mb", "os", "governor", "temperature_c", "waiting_counted")},
+    )
+    blocks = tuple(BlockRow(block, timing(block.macs)) for block in plan.blocks)
+    write_table(table_folder(folder, target, space), target.slug, Table(blocks, subnets, provenance))
+    return folder
+
+
+@pytest.fixture
+def config(digits: Path, seed_file: Path, tables: Path, tmp_path: Path) -> SearchConfig:
+    """A search of seconds."""
+    return SearchConfig(
+        data=digits,
+        out=tmp_path / "run",
+        space="demo",
+        seed_weights=seed_file,
+        constraints=("latency<=1ms",),
+        flip=False,
+        tables=tables,
+        nat=NatSettings(initial=10, rounds=2, infill=3, parents=5, population=12, generations=4),
+        adapt=AdaptSettings(train=TrainSettings(batch_size=4), students=1),
+    )

@@ -1,0 +1,279 @@
+"""The whole flow on a few digits: search, export, benchmark, report; the same again; broken and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from natdeploy import pipeline
+from natdeploy.errors import DamagedFileError, DataError, InfeasibleError, UsageError, WeightsError
+from natdeploy.hardware.measure import QUICK
+from natdeploy.pipeline import SearchConfig
+from natdeploy.space import Arch
+from natdeploy.store import RunStore
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """What must not depend on how often a run was interrupted: every evaluation, every round, every final net."""
+    with RunStore.open(folder) as store:
+        return {
+            "evaluations": sorted((e.step, e.arch, e.correct, e.total, e.loss) for e in store.evaluations()),
+            "rounds": store.rounds(),
+            "nets": store.nets(),
+        }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, digits: Path, seed_file: Path, tables: Path) -> SearchConfig:
+    """One search, run to its end, for all tests that only look at it."""
+    template = SearchConfig(
+        data=digits,
+        out=tmp_path_factory.mktemp("finished") / "run",
+        space="demo",
+        seed_weights=seed_file,
+        constraints=("latency<=1ms",),
+        flip=False,
+        tables=tables,
+        nat={"initial": 10, "rounds": 2, "infill": 3, "parents": 5, "population": 12, "generations": 4},
+        adapt={"train": {"batch_size": 4}, "students": 1},
+    )
+    pipeline.search(template)
+    return template
+
+
+def test_front_keeps_the_constraint_and_is_not_dominated(finished: SearchConfig) -> None:
+    nets = pipeline.nets(finished.out)
+    front = [net for net in nets if net.role == "front"]
+    assert front
+    assert all(net.predicted_ms is not None and net.predicted_ms <= 1.0 for net in front)
+    by_latency = sorted(front, key=lambda net: net.predicted_ms or 0.0)
+    accuracies = [net.validation_accuracy for net in by_latency]
+    assert accuracies == sorted(set(accuracies))
+    assert [net.role for net in nets].count("baseline") == 1
+
+
+def test_whole_archive_is_evaluated_at_every_version_and_nothing_twice(finished: SearchConfig) -> None:
+    with RunStore.open(finished.out) as store:
+        evaluations, rounds = store.evaluations(), store.rounds()
+    assert [each["round"] for each in rounds] == [0, 1, 2]
+    for version in (1, 2):
+        archs = [each.arch for each in evaluations if each.step == version]
+        assert rounds[version]["evaluated"] <= len(archs) <= rounds[version]["evaluated"] + 3
+        assert len(archs) == len(set(archs))
+
+
+def test_splits_are_stored_and_disjoint(finished: SearchConfig) -> None:
+    with RunStore.open(finished.out) as store:
+        splits = store.get("splits")
+    paths = [path for part in splits.values() for path in part]
+    assert len(paths) == len(set(paths)) == 48
+    assert set(splits) == {"train", "validation", "calibration", "test"}
+
+
+def test_same_command_on_a_finished_run_changes_nothing(finished: SearchConfig) -> None:
+    before = outcome(finished.out)
+    pipeline.search(finished)
+    pipeline.resume(finished.out)
+    assert outcome(finished.out) == before
+
+
+def test_other_search_in_the_same_folder_is_refused(finished: SearchConfig) -> None:
+    with pytest.raises(UsageError, match=r"holds another search \(seed differ\)"):
+        pipeline.search(finished.model_copy(update={"seed": 1}))
+
+
+def test_export_benchmark_report(finished: SearchConfig) -> None:
+    folder = finished.out
+    (knee,) = pipeline.export(folder)
+    (again,) = pipeline.export(folder, knee.id[:6])
+    assert again == knee
+    model = folder / knee.files[0]
+    properties = {each.key: each.value for each in onnx.load(model).metadata_props}
+    assert properties["arch"] == knee.arch
+    assert json.loads(properties["labels"]) == ["0", "1", "2"]
+    assert knee.parity is not None
+    assert knee.parity < 1e-3
+    assert knee.runtime_accuracy == knee.test_accuracy
+    with RunStore.open(folder) as store:
+        subnet = pipeline.load_subnet(store, Arch.parse(knee.arch))
+    images = torch.randn(1, 3, subnet.arch.resolution, subnet.arch.resolution)
+    (logits,) = onnxruntime.InferenceSession(model).run(None, {"input": images.numpy()})
+    np.testing.assert_allclose(logits, subnet(images).detach().numpy(), atol=1e-3)
+
+    measured = pipeline.benchmark(folder, settings=QUICK)
+    assert {net.role for net in measured} == {"front", "baseline"}
+    assert all(net.measured_p50_ms is not None and net.measured_n == 16 for net in measured)
+    assert all(net.measured_p90_ms is None for net in measured), "16 runs are too few for a 90th percentile"
+
+    result = pipeline.report(folder)
+    page = result.page.read_text()
+    assert knee.id in page
+    assert "http://" not in page.split("<script")[0]
+    assert [pick.rule for pick in result.picks] == ["knee", "best", "fastest"]
+    json.dumps(result.summary, allow_nan=False)
+
+
+def test_benchmark_before_export_says_what_to_do(config: SearchConfig, finished: SearchConfig, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.out, copy)
+    with closing(sqlite3.connect(copy / "run.sqlite")) as database:
+        database.execute("UPDATE nets SET files = '[]'")
+        database.commit()
+    with pytest.raises(UsageError, match="natdeploy export"):
+        pipeline.benchmark(copy)
+
+
+_DRIVER = """
+import sys
+from pathlib import Path
+from natdeploy import pipeline
+pipeline.search(pipeline.SearchConfig.model_validate_json(Path(sys.argv[1]).read_text()))
+"""
+
+
+def test_killed_at_any_moment_it_ends_as_an_unbroken_run(finished: SearchConfig, tmp_path: Path) -> None:
+    config = finished.model_copy(update={"out": tmp_path / "broken"})
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    database = config.out / "run.sqlite"
+    kills = 0
+    # Each process is killed once it has got a little farther than the one before: in warm-up, evaluation, a round, the end.
+    for evaluations in (0, 1, 11, 14, 30, None):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _DRIVER, str(tmp_path / "config.json")], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if evaluations is not None and _progress(database) >= evaluations:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+            time.sleep(0.02)
+        assert process.poll() is not None, "the search hangs"
+    assert kills >= 4
+    assert outcome(config.out) == outcome(finished.out)
+
+
+def _progress(database: Path) -> int:
+    """Evaluations stored so far; -1 before the run exists."""
+    if not database.exists():
+        return -1
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            return int(connection.execute("SELECT count(*) FROM evaluations").fetchone()[0])
+    except sqlite3.OperationalError:
+        return -1
+
+
+# ---- bad input
+
+
+def test_unreachable_constraint_names_the_range_and_leaves_no_run(config: SearchConfig) -> None:
+    impossible = config.model_copy(update={"constraints": ("latency<=1us",)})
+    with pytest.raises(InfeasibleError, match=r"latency from [\d.]+ ms to [\d.]+ ms") as caught:
+        pipeline.search(impossible)
+    assert caught.value.exit_code == 3
+    assert not impossible.out.exists()
+
+
+def test_plan_tells_budget_and_range_without_a_run(config: SearchConfig) -> None:
+    made = pipeline.plan(config)
+    assert "latency<=1ms can be met" in made.facts["reachable"]
+    assert made.budget is not None
+    assert made.budget.nat.rounds == 2
+    assert not config.out.exists()
+    json.dumps(made.to_json(), allow_nan=False)
+
+
+def test_minutes_bound_the_work(config: SearchConfig) -> None:
+    made = pipeline.plan(config.model_copy(update={"minutes": 1.0, "nat": None}))
+    assert made.budget is not None
+    assert made.budget.minutes <= 1.05
+    assert made.budget.total_steps > 60
+
+
+def test_corrupt_image_is_named_and_counted_or_refused(config: SearchConfig, tmp_path: Path) -> None:
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(config.data, data)
+    (data / "0" / "99.png").write_bytes(b"no image")
+
+    class Notes:
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+
+        task = pipeline.search.__globals__["Silent"].task
+
+        def note(self, message: str) -> None:
+            self.lines.append(message)
+
+    notes = Notes()
+    pipeline.plan(config.model_copy(update={"data": data}), notes)
+    assert any("0/99.png" in line for line in notes.lines)
+    assert any("1 damaged image was skipped" in line for line in notes.lines)
+    with pytest.raises(DataError, match=r"99\.png"):
+        pipeline.plan(config.model_copy(update={"data": data, "strict": True}))
+
+
+def test_seed_of_another_network_is_refused(config: SearchConfig, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)}, tmp_path / "resnet.safetensors")
+    with pytest.raises(WeightsError, match="layer1"):
+        pipeline.plan(config.model_copy(update={"seed_weights": tmp_path / "resnet.safetensors"}))
+
+
+def test_changed_images_stop_a_resumed_run(config: SearchConfig, finished: SearchConfig, tmp_path: Path) -> None:
+    import shutil
+
+    data, copy = tmp_path / "data", tmp_path / "copy"
+    shutil.copytree(config.data, data)
+    shutil.copytree(finished.out, copy)
+    with RunStore.open(copy) as store:
+        store.set("config", {**store.config, "data": str(data)})
+        store.set("finished", False)
+    (data / "0" / "00.png").unlink()
+    with pytest.raises(DataError, match="not those this run began with"):
+        pipeline.resume(copy)
+
+
+def test_damaged_checkpoint_is_named(finished: SearchConfig, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.out, copy)
+    (checkpoint,) = (copy / "checkpoints").glob("supernet-*.safetensors")
+    data = bytearray(checkpoint.read_bytes())
+    data[-1] ^= 1
+    checkpoint.write_bytes(bytes(data))
+    with pytest.raises(DamagedFileError, match="supernet-"):
+        pipeline.export(copy)
+
+
+def test_damaged_table_is_named_with_its_line(config: SearchConfig, tmp_path: Path) -> None:
+    import shutil
+
+    assert config.tables is not None
+    tables = tmp_path / "tables"
+    shutil.copytree(config.tables, tables)
+    (csv,) = [path for path in tables.rglob("*.csv") if "subnets" not in path.name]
+    lines = csv.read_text().splitlines()
+    lines[4] = lines[4].replace(",3,", ",three,")
+    csv.write_text("\n".join(lines))
+    with pytest.raises(DamagedFileError, match="line 5"):
+        pipeline.plan(config.model_copy(update={"tables": tables}))

@@ -1,0 +1,65 @@
+"""ONNX Runtime gives what torch gives, for the size it was converted at and for others."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from natdeploy.runtimes import ort
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8)
+    norm.running_mean, norm.running_var = torch.randn(8), torch.rand(8) + 0.5
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False), norm, nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    )
+
+
+@pytest.mark.parametrize("size", [16, 31, 64])
+def test_agrees_with_torch_at_every_size(net: nn.Module, tmp_path: Path, size: int) -> None:
+    path = tmp_path / "net.onnx"
+    ort.convert(net, torch.randn(1, 3, 24, 24), path, dynamic_size=True)
+    x = torch.randn(1, 3, size, size)
+    (y,) = ort.run(ort.load(path, threads=1), [x.numpy()])
+    assert np.abs(y - net.eval()(x).detach().numpy()).max() < 1e-5
+
+
+def test_static_size_stays_static(net: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    ort.convert(net, torch.randn(1, 3, 24, 24), path, dynamic_size=False)
+    graph = onnx.load(path).graph
+    assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [1, 3, 24, 24]
+    assert "BatchNormalization" not in {node.op_type for node in graph.node}
+
+
+def test_convert_leaves_mode_and_warnings_alone_and_no_litter(net: nn.Module, tmp_path: Path) -> None:
+    net.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ort.convert(net, torch.randn(1, 3, 24, 24), tmp_path / "net.onnx", dynamic_size=False)
+    assert net.training
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_failed_conversion_keeps_the_old_file(net: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError):
+        ort.convert(net, torch.randn(1, 4, 24, 24), path, dynamic_size=False)
+    assert path.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_details_name_provider_and_version() -> None:
+    details = ort.details()
+    assert details["provider"] == "CPUExecutionProvider"
+    assert details["runtime_version"] == ort.version()

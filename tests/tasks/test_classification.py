@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.transforms.v2 import functional as reference
+
+from natdeploy.tasks import Classification, ImageSet, Pixels, Task, decode, scan_images, split
+from natdeploy.tasks.augment import LUMA, Views, crop_resize, draw_views, jitter, normalise, resize
+from natdeploy.tasks.data import MIN_IMAGES
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture(scope="module")
+def flowers(shared: Path) -> Pixels:
+    """Five real photos of each of two classes."""
+    every = scan_images(shared / "data" / "flowers12")
+    kept = [index for label in (0, 5) for index in [i for i, own in enumerate(every.labels) if own == label][:MIN_IMAGES]]
+    classes = (every.classes[0], every.classes[5])
+    labels = tuple(int(every.labels[i] == 5) for i in kept)
+    return decode(ImageSet(every.root, classes, tuple(every.paths[i] for i in kept), labels, (False,) * 10), 224)
+
+
+def numbered(per_class: int, classes: int = 3, size: int = 8) -> Pixels:
+    """Image i is of the one colour (i, 255 - i, 0)."""
+    n = per_class * classes
+    labels = tuple(label for label in range(classes) for _ in range(per_class))
+    paths = tuple(Path(f"{label}/{i:03}.png") for i, label in enumerate(labels))
+    source = ImageSet(Path("root"), tuple(map(str, range(classes))), paths, labels, (False,) * n)
+    colours = torch.tensor([[i, 255 - i, 0] for i in range(n)], dtype=torch.uint8)
+    images = colours[:, None, None, :].expand(n, size, size, 3).contiguous().permute(0, 3, 1, 2)
+    return Pixels(source, images, torch.tensor(labels))
+
+
+def plain(pixels: Pixels, *, seed: int = 0, flip: bool = True) -> Classification:
+    return Classification(pixels, split(pixels.source, 0), (0.0,) * 3, (1 / 255,) * 3, seed, flip=flip)
+
+
+def seen(task: Classification, step: int, batch_size: int) -> list[int]:
+    """Which images a training batch shows."""
+    return task._order(step * batch_size, batch_size).tolist()
+
+
+# ---- views
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(8, 300), st.integers(0, 2**32), st.booleans())
+def test_views_lie_in_the_image(n: int, size: int, seed: int, flip: bool) -> None:
+    views = draw_views(n, size, np.random.default_rng(seed), flip=flip)
+    top, left, height, width = views.boxes.T
+    assert (views.boxes >= 0).all()
+    assert (height >= 1).all()
+    assert (width >= 1).all()
+    assert (top + height <= size).all()
+    assert (left + width <= size).all()
+    assert flip or not views.flips.any()
+
+
+def test_views_keep_the_promised_area_and_shape() -> None:
+    views = draw_views(4000, 1000, np.random.default_rng(0), flip=True)
+    _, _, height, width = views.boxes.T
+    area, ratio = height * width / 1e6, width / height
+    assert area.min() > 0.349
+    assert ratio.min() > 0.749
+    assert ratio.max() < 1.335
+    assert abs(area.mean() - 0.66) < 0.02  # 0.675, less what is cut off crops wider than the image
+    assert abs(views.flips.mean() - 0.5) < 0.03
+    for factor in (views.brightness, views.contrast, views.saturation):
+        assert 0.8 <= factor.min() < 0.81
+        assert 1.19 < factor.max() <= 1.2
+
+
+def test_crops_are_those_of_torchvision(flowers: Pixels) -> None:
+    views = draw_views(6, 224, np.random.default_rng(3), flip=True)
+    index = np.array([7, 0, 3, 3, 9, 1])
+    assert views.flips.any()
+    assert not views.flips.all()
+    ours = crop_resize(flowers.images, index, views, 96)
+    for place, (image, box, flip) in enumerate(zip(index, views.boxes.tolist(), views.flips, strict=True)):
+        theirs = reference.resized_crop(flowers.images[image].contiguous().float(), *box, [96, 96], antialias=True)
+        theirs = reference.horizontal_flip(theirs) if flip else theirs
+        assert (ours[place].float() - theirs).abs().max() <= 1.0  # rounding to bytes
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_colours_change_as_in_torchvision(flowers: Pixels) -> None:
+    # Away from black and white nothing is clipped, so that torchvision's clipping does not show.
+    images = (flowers.images[:4] // 2 + 50).contiguous(memory_format=torch.channels_last)
+    views = draw_views(4, 224, np.random.default_rng(5), flip=True)
+    ours = jitter(images, views, torch.tensor(MEAN), torch.tensor(STD))
+    for place in range(4):
+        image = images[place].float() / 255
+        image = reference.adjust_brightness(image, float(views.brightness[place]))
+        image = reference.adjust_saturation(image, float(views.saturation[place]))
+        image = reference.adjust_contrast(image, float(views.contrast[place]))
+        theirs = reference.normalize(image, list(MEAN), list(STD))
+        # torchvision's grey of 0.2989, 0.587, 0.114 does not sum to one; ours does.
+        assert (ours[place] - theirs).abs().max() < 5e-3
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_no_change_of_colours_is_plain_normalisation(flowers: Pixels) -> None:
+    ones = np.ones(10)
+    views = Views(np.zeros((10, 4), dtype=np.int64), np.zeros(10, dtype=bool), ones, ones, ones)
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    plainly = normalise(flowers.images, mean, std)
+    assert torch.allclose(jitter(flowers.images, views, mean, std), plainly, atol=1e-5)
+    expected = (flowers.images / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    assert torch.allclose(plainly, expected, atol=1e-5)
+    assert plainly.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_grey_weights_sum_to_one() -> None:
+    assert sum(LUMA) == pytest.approx(1)
+
+
+# ---- training batches
+
+
+def test_a_step_is_the_same_whatever_came_before(flowers: Pixels) -> None:
+    walked, jumped = plain(flowers), plain(flowers)
+    for step in range(3):
+        walked.train_batch(step, 32, 4)
+    first, second = walked.train_batch(3, 32, 4), jumped.train_batch(3, 32, 4)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    assert not torch.equal(first[0], walked.train_batch(4, 32, 4)[0])
+    assert not torch.equal(first[0], plain(flowers, seed=1).train_batch(3, 32, 4)[0])
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 50])
+def test_every_epoch_shows_every_training_image_once(batch_size: int) -> None:
+    task = plain(numbered(10))
+    train = list(task.splits.train)
+    epochs = 3
+    steps = -(-epochs * len(train) // batch_size)
+    sequence = [image for step in range(steps) for image in seen(task, step, batch_size)]
+    shown = [sequence[epoch * len(train) : (epoch + 1) * len(train)] for epoch in range(epochs)]
+    assert all(sorted(epoch) == train for epoch in shown)
+    assert shown[0] != shown[1] != shown[2]
+    assert sequence == (seen(task, 0, steps * batch_size))
+
+
+def test_labels_belong_to_their_images() -> None:
+    pixels = numbered(10)
+    for label in range(3):  # red, green and blue stay what they are under jitter
+        pixels.images[pixels.labels == label] = 200 * torch.eye(3, dtype=torch.uint8)[label].view(3, 1, 1)
+    task = plain(pixels)
+    for step in range(4):
+        x, y = task.train_batch(step, 8, 16)
+        assert torch.equal(x.mean(dim=(2, 3)).argmax(dim=1), y)
+        assert y.tolist() == [pixels.labels[image] for image in seen(task, step, 16)]
+
+
+def test_batches_have_the_form_networks_are_fast_with(flowers: Pixels) -> None:
+    task = plain(flowers)
+    for x, y in (task.train_batch(0, 64, 3), next(task.batches("train", 64, 3))):
+        assert x.shape == (3, 3, 64, 64)
+        assert x.dtype == torch.float32
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        assert y.dtype == torch.int64
+        assert torch.isfinite(x).all()
+
+
+def test_every_resolution_shows_the_same_crops(flowers: Pixels) -> None:
+    task = plain(flowers)
+    small, large = task.train_batch(2, 32, 4)[0], task.train_batch(2, 128, 4)[0]
+    shrunk = reference.resize(large, [32, 32], antialias=True)
+    assert (small - shrunk).abs().mean() < 6  # of 255
+
+
+def test_nothing_is_flipped_when_mirror_images_differ() -> None:
+    pixels = numbered(10, size=16)
+    pixels.images[:, :, :, :8] = 0  # dark left half
+    pixels.images[:, :, :, 8:] = 200
+    for flip, expected in ((False, {True}), (True, {True, False})):
+        task = plain(pixels, flip=flip)
+        x = torch.cat([task.train_batch(step, 16, 20)[0] for step in range(3)])
+        assert set((x[..., 0].mean(dim=(1, 2)) <= x[..., -1].mean(dim=(1, 2))).tolist()) == expected
+
+
+# ---- evaluation batches
+
+
+def test_batches_hold_every_image_of_a_split_once_in_order(flowers: Pixels) -> None:
+    pixels = numbered(20)
+    task = plain(pixels)
+    for name in ("train", "validation", "calibration", "test"):
+        batches = list(task.batches(name, 8, 4))
+        part = torch.tensor(getattr(task.splits, name))
+        assert [len(y) for _, y in batches[:-1]] == [4] * (len(batches) - 1)
+        assert torch.equal(torch.cat([x for x, _ in batches]), pixels.images[part].float())
+        assert torch.equal(torch.cat([y for _, y in batches]), pixels.labels[part])
+
+
+def test_batches_are_resized_and_normalised_whole_images(flowers: Pixels) -> None:
+    task = Classification(flowers, split(flowers.source, 0), MEAN, STD, 0)
+    images = flowers.images[list(task.splits.test)].contiguous().float()
+    theirs = reference.normalize(reference.resize(images, [96, 96], antialias=True) / 255, list(MEAN), list(STD))
+    (x, _) = next(task.batches("test", 96, 8))
+    assert (x - theirs).abs().max() < 1.1 / 255 / min(STD)
+    assert torch.equal(resize(flowers.images, 224), flowers.images)
+
+
+# ---- loss and metric
+
+
+def numpy_log_softmax(logits: Tensor) -> np.ndarray:
+    values = logits.detach().double().numpy()
+    shifted = values - values.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def test_the_loss_is_smoothed_cross_entropy_plus_that_against_the_teacher() -> None:
+    task = plain(numbered(5, classes=4))
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(6, 4, generator=generator)).requires_grad_()
+    teacher = (3 * torch.randn(6, 4, generator=generator)).requires_grad_()
+    y = torch.tensor([0, 1, 2, 3, 0, 1])
+    log_p = numpy_log_softmax(logits)
+    target = 0.9 * np.eye(4)[y.numpy()] + 0.1 / 4
+    hard = -(target * log_p).sum(axis=1).mean()
+    soft = -(np.exp(numpy_log_softmax(teacher)) * log_p).sum(axis=1).mean()
+    assert task.loss(logits, y).item() == pytest.approx(hard, rel=1e-5)
+    loss = task.loss(logits, y, teacher)
+    assert loss.item() == pytest.approx(hard + soft, rel=1e-5)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert teacher.grad is None
+
+
+def test_correct_counts_highest_logits() -> None:
+    task: Task = plain(numbered(5, classes=3))
+    logits = torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [0.0, 5.0, 1.0]])
+    assert task.correct(logits, torch.tensor([2, 1, 1])) == 2
+    assert task.classes == ("0", "1", "2")
+
+
+def test_a_linear_model_learns_two_flowers(flowers: Pixels) -> None:
+    task = Classification(flowers, split(flowers.source, 0), (0.5,) * 3, (0.5,) * 3, 0)
+    weight = torch.zeros(3 * 16 * 16, 2, requires_grad=True)
+    losses = []
+    for step in range(60):
+        x, y = task.train_batch(step, 16, 4)
+        loss = task.loss(x.flatten(1) @ weight, y)
+        (gradient,) = torch.autograd.grad(loss, weight)
+        weight = (weight - 0.005 * gradient).detach().requires_grad_()
+        losses.append(loss.item())
+    assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:3])
+    x, y = next(task.batches("train", 16, 8))
+    assert task.correct(x.flatten(1) @ weight, y) == len(y)
