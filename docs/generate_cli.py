@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from natdeploy.cli.main import app
 from typer.testing import CliRunner
 
 from natdeploy import errors
+from natdeploy.cli.main import app
 
 PAGE = Path(__file__).with_name("cli.md")
 

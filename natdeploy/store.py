@@ -137,12 +137,13 @@ class RunStore:
             self._resources = resources.pop_all()
 
     @classmethod
-    def create(cls, folder: Path, config: Mapping[str, Any]) -> RunStore:
-        """A new run in `folder`, which is made where it does not exist.
+    def create(cls, folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> RunStore:
+        """A new run in `folder`, which is made where it does not exist. It is there with all its first facts, or not at all.
 
         Args:
             folder: where.
             config: JSON values; `config.toml` shows them, without the keys that are None.
+            facts: JSON values that `get` gives back, beside the configuration.
 
         Raises:
             UsageError: there is a run already, or another process is making one.
@@ -155,7 +156,7 @@ class RunStore:
             if (folder / _DATABASE).exists():
                 raise UsageError(f"{folder} holds a run already; go on with `natdeploy resume {folder}` or choose another folder")
             _write_atomic(folder / "config.toml", f"{_toml(config)}\n".encode(errors="replace"))
-            _write_atomic(folder / _DATABASE, _new_database(config))
+            _write_atomic(folder / _DATABASE, _new_database({**facts, "config": dict(config)}))
         return cls.open(folder)
 
     @classmethod
@@ -375,10 +376,10 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _new_database(config: Mapping[str, Any]) -> bytes:
+def _new_database(facts: Mapping[str, Any]) -> bytes:
     with closing(sqlite3.connect(":memory:")) as database:
         database.executescript(_SCHEMA)
-        database.execute("INSERT INTO facts VALUES ('config', ?)", (_json(dict(config)),))
+        database.executemany("INSERT INTO facts VALUES (?, ?)", [(key, _json(value)) for key, value in facts.items()])
         database.commit()
         return database.serialize()
 

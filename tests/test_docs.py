@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+
 from natdeploy.cli.main import app
 
 ROOT = Path(__file__).parents[1]

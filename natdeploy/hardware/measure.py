@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -25,6 +25,9 @@ from natdeploy.runtimes import runner
 
 RUNS_NEEDED = {50: 11, 90: 64, 95: 130, 99: 662}
 """Fewest runs from which a percentile says anything: MLPerf Inference's early-stopping rule at confidence 0.99."""
+
+_QUIET = 5
+"""Percentile of slices that stands for the machine at rest: low enough to be at rest, high enough not to be luck."""
 
 UNSTABLE = 0.03
 """Processes whose medians differ by more than this do not agree."""
@@ -49,7 +52,7 @@ class MeasureSettings:
         min_s: timed, at least.
         min_runs: timed, at least.
         reference_s: time of the reference beside each model.
-        slices: parts the timing is cut into, each beside a part of the reference's.
+        slices: parts the timing is cut into, each between two parts of the reference's.
         processes: fresh ones.
         silence_s: a model that takes longer hangs.
     """
@@ -64,13 +67,13 @@ class MeasureSettings:
     silence_s: float = 120.0
 
 
-NETS = MeasureSettings(warmup_s=1.0, warmup_runs=50, min_s=1.0, min_runs=64, reference_s=0.5, slices=10)
+NETS = MeasureSettings(warmup_s=1.0, warmup_runs=50, min_s=1.0, min_runs=64, reference_s=0.5, slices=20)
 """For a number that leaves the product: 192 runs and more, enough for p50, p90 and p95."""
 
-SUBNETS = MeasureSettings(warmup_s=0.1, warmup_runs=5, min_s=0.3, min_runs=24, reference_s=0.15, slices=8)
+SUBNETS = MeasureSettings(warmup_s=0.1, warmup_runs=5, min_s=0.3, min_runs=24, reference_s=0.1, slices=12)
 """For whole nets of a latency table."""
 
-BLOCKS = MeasureSettings(warmup_s=0.03, warmup_runs=5, min_s=0.1, min_runs=24, reference_s=0.06, slices=4)
+BLOCKS = MeasureSettings(warmup_s=0.03, warmup_runs=5, min_s=0.1, min_runs=24, reference_s=0.06, slices=8)
 """For blocks of a latency table, of which there are many."""
 
 QUICK = MeasureSettings(warmup_s=0.0, warmup_runs=1, min_s=0.0, min_runs=8, reference_s=0.0, slices=2, processes=2)
@@ -87,10 +90,12 @@ class Measurement:
         p90_ms: 90th percentile; None where there are too few runs.
         n: timed runs.
         process_p50_ms: median wall time in each process.
-        relative: latency in units of the reference's, undisturbed: in each slice the median of wall time less waiting for a
-            core, over the same of the reference right beside; then the median of a process; then of the processes. Steadier
-            than wall time on a machine that does other things too.
-        latency_ms: `relative` times the reference's latency over the whole measurement.
+        relative: latency in units of the reference's: in each slice the median undisturbed time (wall time less waiting for a
+            core) over the reference's right before and after; then the median over all slices of all processes. Steadier than
+            wall time where other processes come and go, for they slow both.
+        latency_ms: `relative` times the reference's latency: what a run takes while nothing else wants the machine.
+        floor_ms: the fastest undisturbed run of a slice, 5th percentile over slices. The steadiest number of all for models so
+            short that they find quiet moments on any machine, such as blocks; too lucky for whole networks.
         load_ms: median time to load, over processes.
         first_ms: median time of the first run.
         unstable: the processes' wall medians differ by more than 3 %.
@@ -104,6 +109,7 @@ class Measurement:
     process_p50_ms: tuple[float, ...]
     relative: float
     latency_ms: float
+    floor_ms: float
     load_ms: float
     first_ms: float
     unstable: bool
@@ -117,7 +123,8 @@ class MeasureResult:
     Attributes:
         measurements: of every candidate that ran in every process.
         failures: why the others did not, by id.
-        reference_ms: the reference's undisturbed latency over the whole measurement.
+        reference_ms: the reference's latency while nothing else wants the machine: 5th percentile over all its slices of the
+            median undisturbed time.
         environment: what the runner found on the device.
     """
 
@@ -134,6 +141,10 @@ def percentile(samples: Sequence[float], p: int) -> float | None:
     """Nearest rank, ceil(n p / 100) - 1 of the sorted samples; None where they are fewer than the percentile needs."""
     if len(samples) < RUNS_NEEDED[p]:
         return None
+    return _rank(samples, p)
+
+
+def _rank(samples: Sequence[float], p: int) -> float:
     return sorted(samples)[math.ceil(len(samples) * p / 100) - 1]
 
 
@@ -155,7 +166,7 @@ def measure(
         target: device, runtime, precision and threads.
         settings: how long.
         seed: of the order in each process and of the input values.
-        progress: gets one step a candidate and process.
+        progress: gets one step a candidate's preparation and slice.
         keep_going: report candidates that fail in the result instead of raising.
 
     Raises:
@@ -178,28 +189,26 @@ def measure(
         records: dict[str, list[dict[str, Any]]] = {candidate.id: [] for candidate in candidates}
         failures: dict[str, str] = {}
         environment: Mapping[str, Any] = {}
-        with progress.task(f"measuring on {target}", len(models) * settings.processes, "models") as advance:
+        steps = len(models) * (settings.slices + 1)
+        with progress.task(f"measuring on {target}", steps * settings.processes, "steps") as advance:
             for process in range(settings.processes):
                 order = np.random.default_rng([seed, process]).permutation(len(models))
-                todo = [models[i] for i in order if models[i]["id"] not in failures]
-                while todo:
-                    environment, done, hung = _one_process(transport, plan | {"candidates": todo}, settings.silence_s)
-                    for record in done:
-                        if "error" in record:
-                            failures[record["id"]] = record["error"]
-                        records[record["id"]].append(record)
-                    if hung is not None:
-                        failures[hung] = f"no answer within {settings.silence_s:g} s"
-                    if failures and not keep_going:
-                        name, why = next(iter(failures.items()))
-                        raise DeviceError(f"{name} does not run on {target}: {why}")
-                    finished = {record["id"] for record in done} | {hung}
-                    advance(sum(model["id"] in finished for model in todo))
-                    todo = [model for model in todo if model["id"] not in finished]
+                found: list[dict[str, Any]] | None = None
+                while found is None:
+                    todo = [models[i] for i in order if models[i]["id"] not in failures]
+                    try:
+                        environment, found = _one_process(transport, plan | {"candidates": todo}, settings.silence_s, advance)
+                    except _HungError as hung:
+                        failures[hung.model] = f"no answer within {settings.silence_s:g} s"
+                failures |= {record["id"]: record["error"] for record in found if "error" in record}
+                if failures and not keep_going:
+                    name, why = next(iter(failures.items()))
+                    raise DeviceError(f"{name} does not run on {target}: {why}")
+                for record in found:
+                    records[record["id"]].append(record)
     good = {name: found for name, found in records.items() if name not in failures}
-    reference_ms = median(
-        [part["reference_ms"] for found in good.values() for record in found for part in record["slices"]] or [math.nan]
-    )
+    parts = [part for found in good.values() for record in found for part in record["slices"]]
+    reference_ms = _rank([part["reference_ms"] for part in parts], _QUIET) if parts else math.nan
     measurements = tuple(_summary(name, found, reference_ms) for name, found in good.items())
     return MeasureResult(measurements, failures, reference_ms, environment)
 
@@ -212,16 +221,24 @@ def _model(place: int, candidate: Candidate) -> dict[str, Any]:
     return {"id": candidate.id, "model": _remote(place, candidate), "shape": candidate.shape}
 
 
+class _HungError(Exception):
+    """A model did not answer."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+
 def _one_process(
-    transport: Transport, plan: Mapping[str, Any], silence_s: float
-) -> tuple[dict[str, Any], list[dict[str, Any]], str | None]:
-    """Environment, records, and the id of the model at which the process hung, if it did."""
+    transport: Transport, plan: Mapping[str, Any], silence_s: float, advance: Callable[[int], None]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Environment and records of a fresh process. Raises _HungError."""
     running: str | None = None
 
     def listen(line: str) -> None:
         nonlocal running
-        event = json.loads(line)
-        running = event["id"] if event["event"] == "start" else None
+        running = json.loads(line)["id"]
+        advance(1)
 
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
@@ -234,16 +251,18 @@ def _one_process(
                 raise DeviceError(
                     f"the runner said nothing for {silence_s:g} s before its first model; is the device busy?"
                 ) from error
+            raise _HungError(running) from error
         transport.pull("result.jsonl", here / "result.jsonl")
         environment, *records = [json.loads(line) for line in (here / "result.jsonl").read_text().splitlines()]
-    return environment, records, running
+    return environment, records
 
 
 def _summary(name: str, records: Sequence[Mapping[str, Any]], reference_ms: float) -> Measurement:
     samples = tuple(tuple(ms for part in record["slices"] for ms in part["wall_ms"]) for record in records)
     pooled = [ms for process in samples for ms in process]
     medians = tuple(runner.median(list(process)) for process in samples)
-    relative = median([median([_undisturbed(part) / part["reference_ms"] for part in record["slices"]]) for record in records])
+    slices = [(_undisturbed(part), part["reference_ms"]) for record in records for part in record["slices"]]
+    relative = median([runner.median(times) / beside for times, beside in slices])
     return Measurement(
         id=name,
         p50_ms=runner.median(pooled),
@@ -252,6 +271,7 @@ def _summary(name: str, records: Sequence[Mapping[str, Any]], reference_ms: floa
         process_p50_ms=medians,
         relative=relative,
         latency_ms=relative * reference_ms,
+        floor_ms=_rank([min(times) for times, _ in slices], _QUIET),
         load_ms=median([record["load_ms"] for record in records]),
         first_ms=median([record["first_ms"] for record in records]),
         unstable=max(medians) > (1 + UNSTABLE) * min(medians),
@@ -259,5 +279,5 @@ def _summary(name: str, records: Sequence[Mapping[str, Any]], reference_ms: floa
     )
 
 
-def _undisturbed(part: Mapping[str, Sequence[float]]) -> float:
-    return runner.median([wall - waited for wall, waited in zip(part["wall_ms"], part["waited_ms"], strict=True)])
+def _undisturbed(part: Mapping[str, Sequence[float]]) -> list[float]:
+    return [wall - waited for wall, waited in zip(part["wall_ms"], part["waited_ms"], strict=True)]

@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -187,8 +187,8 @@ def profile_table(
         for settings, items in ((subnet_settings, nets), (block_settings, blocks))
         for chunk in _chunks([item for item in items if item.id not in journal.rows])
     ]
-    steps = sum(settings.processes * len(chunk) for settings, chunk in todo)
-    with progress.task(f"measuring {space.name} on {target}", steps, "models") as advance, tempfile.TemporaryDirectory() as folder:
+    steps = sum(settings.processes * (settings.slices + 1) * len(chunk) for settings, chunk in todo)
+    with progress.task(f"measuring {space.name} on {target}", steps, "steps") as advance, tempfile.TemporaryDirectory() as folder:
         suffix = RUNTIMES[target.runtime].SUFFIX
         beside = Candidate("reference", Path(folder) / f"reference{suffix}", (1, 3, reference.resolution, reference.resolution))
         if todo:
@@ -201,8 +201,8 @@ def profile_table(
             result = measure(candidates, beside, target, settings, seed=plan.seed, progress=_Part(advance))
             journal.add(result, time.monotonic() - start)
     return Table(
-        tuple(BlockRow(block, journal.timing(block_key(block))) for block in plan.blocks),
-        tuple(SubnetRow(arch, role, journal.timing(str(arch))) for role, arch in _roles(plan)),
+        tuple(journal.block(block) for block in plan.blocks),
+        tuple(journal.subnet(arch, role) for role, arch in _roles(plan)),
         _provenance(plan, target, journal, block_settings, subnet_settings),
     )
 
@@ -252,7 +252,7 @@ class _Journal:
         temporary.replace(path)
 
     def add(self, result: MeasureResult, seconds: float) -> None:
-        rows = [asdict(measurement) for measurement in result.measurements]
+        rows = [asdict(measurement) | {"reference_ms": result.reference_ms} for measurement in result.measurements]
         chunk = {"reference_ms": result.reference_ms, "seconds": seconds, "environment": result.environment, "rows": rows}
         with self._path.open("a") as file:
             file.write(json.dumps(chunk) + "\n")
@@ -269,9 +269,18 @@ class _Journal:
         """The reference's latency over all chunks, which turns relative latencies into milliseconds."""
         return float(median([chunk["reference_ms"] for chunk in self.chunks]))
 
-    def timing(self, name: str) -> Timing:
-        row = self.rows[name]
-        return Timing(row["relative"] * self.reference_ms, row["p50_ms"], row["n"], len(row["process_p50_ms"]), row["unstable"])
+    def block(self, block: Block) -> BlockRow:
+        """Blocks are short: their floor is steadier than their ratio to a reference that is much longer."""
+        row = self.rows[block_key(block)]
+        return BlockRow(block, self._timing(row, row["floor_ms"] * self.reference_ms / row["reference_ms"]))
+
+    def subnet(self, arch: Arch, role: Role) -> SubnetRow:
+        row = self.rows[str(arch)]
+        return SubnetRow(arch, role, self._timing(row, row["relative"] * self.reference_ms))
+
+    @staticmethod
+    def _timing(row: Mapping[str, Any], latency_ms: float) -> Timing:
+        return Timing(latency_ms, row["p50_ms"], row["n"], len(row["process_p50_ms"]), row["unstable"])
 
 
 def _roles(plan: Plan) -> list[tuple[Role, Arch]]:

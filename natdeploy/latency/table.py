@@ -34,7 +34,8 @@ class Timing:
     """What a row says about time.
 
     Attributes:
-        latency_ms: steady latency, freed from drift and from waiting for other processes (see hardware.measure).
+        latency_ms: what a run takes while nothing else wants the machine (see hardware.measure: a network's `latency_ms`, a
+            block's `floor_ms`, both freed from drift by the reference).
         p50_ms: median wall time as it was.
         n: timed runs.
         processes: fresh processes they were spread over.

@@ -82,4 +82,4 @@ def _train_seed(data: Path, path: Path, steps: int, progress: Progress) -> None:
     calibrate(trained, (batch for batch, _ in task.batches("train", SIDE, 64)))
     correct, total, _ = judge(trained, task, "test")
     progress.note(f"seed network: {correct} of {total} test images right")
-    write_seed(trained, path, {"input": "RGB, scaled to [-1,1]", "padding": "symmetric"})
+    write_seed(trained, path, {"input": "RGB, scaled to [-1,1]"})

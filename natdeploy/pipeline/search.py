@@ -113,16 +113,19 @@ def search(config: SearchConfig, progress: Progress | None = None) -> Path:
     for line in made.text():
         progress.note(line)
     assert made.budget is not None
-    with RunStore.create(config.out, config.model_dump(mode="json")) as store, log_to(config.out / LOG):
-        predictor.save(config.out / PREDICTOR)
-        setting.remember(store)
-        store.set("command", sys.argv)
-        store.set("version", __version__)
-        store.set("plan", dict(made.facts))
-        store.set("environment", _environment())
-        store.set("quality", asdict(predictor.quality))
+    config.out.mkdir(parents=True, exist_ok=True)
+    predictor.save(config.out / PREDICTOR)
+    facts = {
+        **setting.facts(),
+        "command": sys.argv,
+        "version": __version__,
+        "plan": dict(made.facts),
+        "budget": made.budget.to_json(),
+        "environment": _environment(),
+        "quality": asdict(predictor.quality),
+    }
+    with RunStore.create(config.out, config.model_dump(mode="json"), facts) as store, log_to(config.out / LOG):
         store.add_seconds("profiling", profiling_s)
-        store.set("budget", made.budget.to_json())
         _start(config, setting, problem, made.budget, store=store, progress=progress)
     return config.out
 
@@ -150,8 +153,6 @@ def _continue(folder: Path, progress: Progress, expected: SearchConfig | None) -
         if store.get("finished"):
             progress.note(f"{folder} is finished")
             return folder
-        if store.get("budget") is None:
-            raise DamagedFileError(f"{folder} was interrupted before its search began; remove it and start again")
         setting = prepare(config, progress, store)
         problem = make_problem(config, setting, LatencyPredictor.load(folder / PREDICTOR))
         _start(config, setting, problem, Budget.from_json(store.get("budget")), store=store, progress=progress)

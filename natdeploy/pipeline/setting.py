@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from natdeploy.supernet import InputConvention, RemapReport, Seed, Supernet, cho
 from natdeploy.tasks import Classification, Pixels, Splits, decode, scan_images, split
 from natdeploy.training.memory import keep_freed_memory
 
-CONVENTION_IMAGES = 64
+CONVENTION_IMAGES = 32
 """Photos by which the seed's input convention is recognised."""
 
 
@@ -48,12 +49,15 @@ class Setting:
     def classes(self) -> tuple[str, ...]:
         return self.task.classes
 
-    def remember(self, store: RunStore) -> None:
-        """Stores what a resumed run needs to be set up alike."""
-        store.set("fingerprint", self.task.pixels.source.fingerprint())
-        store.set("splits", self.task.splits.to_json(self.task.pixels.source))
-        store.set("classes", list(self.classes))
-        store.set("convention", asdict(self.convention))
+    def facts(self) -> dict[str, Any]:
+        """JSON values that a resumed run needs to be set up alike."""
+        source = self.task.pixels.source
+        return {
+            "fingerprint": source.fingerprint(),
+            "splits": self.task.splits.to_json(source),
+            "classes": list(self.classes),
+            "convention": asdict(self.convention),
+        }
 
     def seed_arch(self, resolution: int) -> Arch:
         """The seed's own architecture at a resolution."""
@@ -97,13 +101,13 @@ def prepare(config: SearchConfig, progress: Progress, store: RunStore | None = N
     else:
         pixels = _decode(config, progress)
         splits = split(pixels.source, config.seed)
-        convention = choose_input(seed, _photos(pixels, splits.train))
+        convention = choose_input(seed, shipped, _photos(pixels, splits.train))
         task = _task(config, pixels, splits, convention)
     space, width = shipped.restrict(widths=(seed.arch.width,)), seed.arch.width
     generator = torch.Generator().manual_seed(config.seed)
     supernet = Supernet(space, len(task.classes), width=width, padding=convention.padding, generator=generator)
     report = remap(seed, supernet)
-    supernet = supernet.to(device=device, memory_format=torch.channels_last)
+    supernet = supernet.to(device).to(memory_format=torch.channels_last)
     return Setting(space, seed, convention, report, supernet, task, device)
 
 

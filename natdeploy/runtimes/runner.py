@@ -1,14 +1,15 @@
 """The only timing loop: `python runner.py plan.json result.jsonl`.
 
 Stands alone on the device beside one runtime file: Python 3.8, the standard library, numpy and that runtime's library.
-One call is one fresh process. It loads each model of the plan, times its load and its first run apart, warms it up, then times
-it in slices, each right after a slice of the reference model, so that a machine that gets slower shows in both.
+One call is one fresh process. It loads every model of the plan, times load and first run apart, and warms it up. Then it goes
+round all of them several times: a slice of the one, a slice of the reference model, a slice of the next. So each model is timed
+at many moments, and always between two moments of the reference: a machine that gets slower shows in both.
 
 Every timed run gives two numbers: its wall time, and how much of it the thread stood runnable but without a core, which is
 other processes' doing and no property of the model (Linux and Android count it, see `_Waited`; elsewhere it is 0).
 
-The result file holds one JSON object a line: first the environment, then one record a model, written when the model is done,
-so nothing is lost when a later one hangs. Standard output says where the loop is, in the same form.
+The result file holds one JSON object a line: first the environment, then one record a model. Standard output says where the
+loop is, one JSON object a step: each model's preparation is a step, and each of its slices.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import os
 import platform
 import sys
 import time
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,32 +152,50 @@ def median(values: list[float]) -> float:
 
 
 def records(plan: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
-    """One record a candidate, in the plan's order. A model that fails has `error` instead of numbers."""
+    """The environment, then one record a candidate in the plan's order. A model that fails has `error` instead of numbers."""
     settings, threads, seed = plan["settings"], plan["threads"], plan["seed"]
     runtime, waited = load_runtime(folder / plan["runtime"]), _Waited()
     yield dict(environment(), **runtime.details(), threads=threads, settings=settings)
+    slices = settings["slices"]
     reference = _Timed(runtime, plan["reference"], threads, seed, waited)
     reference.warm_up(settings["warmup_runs"], settings["warmup_s"])
-    slices = settings["slices"]
+    models: dict[str, _Timed] = {}
+    results: dict[str, dict[str, Any]] = {
+        candidate["id"]: {"id": candidate["id"], "slices": []} for candidate in plan["candidates"]
+    }
+
+    def reference_ms() -> float:
+        wall, delay = reference.time(1, settings["reference_s"] / slices)
+        return median([total - lost for total, lost in zip(wall, delay)])  # noqa: B905 (Python 3.8 has no `strict`)
+
     for candidate in plan["candidates"]:
-        print(json.dumps({"event": "start", "id": candidate["id"]}), flush=True)
-        try:
+        with _step(candidate["id"], results):
             model = _Timed(runtime, candidate, threads, seed, waited)
-            record = {"id": candidate["id"], "load_ms": model.load_ms, "first_ms": model.first_ms, "slices": []}
-            record["warmup_runs"] = model.warm_up(settings["warmup_runs"], settings["warmup_s"])
-            gc.collect()
-            gc.disable()
-            for _ in range(slices):
-                wall, delay = reference.time(1, settings["reference_s"] / slices)
-                undisturbed = median([total - lost for total, lost in zip(wall, delay)])  # noqa: B905 (Python 3.8)
+            warmup_runs = model.warm_up(settings["warmup_runs"], settings["warmup_s"])
+            results[candidate["id"]].update(load_ms=model.load_ms, first_ms=model.first_ms, warmup_runs=warmup_runs)
+            models[candidate["id"]] = model
+    gc.collect()
+    gc.disable()
+    for _ in range(slices):
+        before = reference_ms()
+        for name, model in models.items():
+            with _step(name, results):
                 wall, delay = model.time(math.ceil(settings["min_runs"] / slices), settings["min_s"] / slices)
-                record["slices"].append({"reference_ms": undisturbed, "wall_ms": wall, "waited_ms": delay})
-        except Exception as error:  # whatever a runtime's library raises belongs to this one model
-            record = {"id": candidate["id"], "error": f"{type(error).__name__}: {error}"}
-        finally:
-            gc.enable()
-        yield record
-        print(json.dumps({"event": "done", "id": candidate["id"]}), flush=True)
+                after = reference_ms()
+                part = {"reference_ms": (before + after) / 2, "wall_ms": wall, "waited_ms": delay}
+                results[name]["slices"].append(part)
+                before = after
+    yield from results.values()
+
+
+@contextmanager
+def _step(name: str, results: dict[str, dict[str, Any]]) -> Iterator[None]:
+    """Says where the loop is, and keeps what a runtime's library raises with the one model that it belongs to."""
+    print(json.dumps({"id": name}), flush=True)
+    try:
+        yield
+    except Exception as error:
+        results[name] = {"id": name, "slices": [], "error": f"{type(error).__name__}: {error}"}
 
 
 def main() -> None:
@@ -183,7 +203,6 @@ def main() -> None:
     with result_path.open("w") as result:
         for record in records(json.loads(plan_path.read_text()), plan_path.parent):
             result.write(json.dumps(record) + "\n")
-            result.flush()
 
 
 if __name__ == "__main__":

@@ -47,6 +47,12 @@ def crowding(values: Floats) -> Floats:
     return distance
 
 
+def hypervolume(values: Floats, reference: Floats) -> float:
+    """Volume that rows (n, m) dominate within the box below `reference` (m,)."""
+    inside = values[(values < reference).all(axis=1)]
+    return float(HV(ref_point=reference)(inside)) if len(inside) else 0.0
+
+
 class Archive:
     """Evaluated architectures of one space, in the order they came.
 
@@ -125,6 +131,5 @@ class Archive:
 
     def hypervolume(self, reference: npt.ArrayLike) -> float:
         """Share of the box between zero and `reference` (m,) that the front dominates, 0..1."""
-        scaled = self.values[self.front()] / np.asarray(reference, dtype=np.float64)
-        inside = scaled[(scaled < 1).all(axis=1)]
-        return float(HV(ref_point=np.ones(scaled.shape[1]))(inside)) if len(inside) else 0.0
+        scaled: Floats = self.values[self.front()] / np.asarray(reference, dtype=np.float64)
+        return hypervolume(scaled, np.ones(scaled.shape[1]))

@@ -33,9 +33,9 @@ class Choice:
 def choose(values: Floats, names: Sequence[str], ids: Sequence[str], which: str) -> Choice:
     """The architecture of a front that a rule or an id means.
 
-    `knee` is the best trade-off: leaving it for any other of the front costs the most, in shares of the front's ranges, for what is
-    gained. High trade-off points (Rachmawati and Srinivasan 2009), which NSGANetV2 offers, compare with a neighbourhood only; here it
-    is the whole front, because fronts are short and two neighbours may differ by no more than the noise of a small test set.
+    `knee` is the best trade-off: leaving it for any other of the front costs the most for what is gained, in shares of the front's
+    ranges. High trade-off points (Rachmawati and Srinivasan 2009) as in NSGANetV2 compare with a neighbourhood only; here it
+    is the whole front, because fronts are short and two neighbours may differ by no more than the noise of a small data set.
 
     Args:
         values: (n, m) of a front, n >= 1, minimised.

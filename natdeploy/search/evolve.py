@@ -1,4 +1,4 @@
-"""Which architectures to evaluate next: NSGA over predicted errors and exact cheap objectives, then a spread choice of its result."""
+"""Which architectures to evaluate next: NSGA over predicted errors and exact cheap objectives, then a choice among its result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pymoo.operators.selection.tournament import TournamentSelection
 from pymoo.optimize import minimize
 from pymoo.util.ref_dirs import get_reference_directions
 
-from natdeploy.search.archive import Archive, Indices, ranks
+from natdeploy.search.archive import Archive, Indices, hypervolume, ranks
 from natdeploy.search.feasible import sample_feasible
 from natdeploy.search.objectives import Floats
 from natdeploy.space import Genotypes
@@ -51,7 +51,7 @@ def evolve(archive: Archive, predict: ErrorModel, rng: np.random.Generator, *, p
         archive.space,
         archive.objectives,
         archive.constraints,
-        known=archive.genotypes[archive.feasible],
+        known=archive.genotypes,
         rng=rng,
     )
     mating = _Mating(archive, binary_tournament if len(archive.objectives.names) == 2 else _tournament)
@@ -71,28 +71,27 @@ def evolve(archive: Archive, predict: ErrorModel, rng: np.random.Generator, *, p
 
 
 def infill(values: Floats, known: Floats, n: int) -> Indices:
-    """The rows (at most n) of `values` to evaluate: of the best ranks, and spread along the front.
+    """The rows (at most n) of `values` to evaluate: one by one, whichever adds most hypervolume to what is known and chosen.
 
-    Objectives are scaled to the range of the candidates; candidates come rank by rank, and within a rank one by one whichever is
-    farthest from everything already chosen or known (greedy max-min distance).
+    That spreads them along the front by itself, and here it left a greater hypervolume after the same evaluations than the greatest
+    distance from each other did. Objectives are scaled to the range of all rows. When none adds any, the best ranks fill up.
 
     Args:
         values: (candidates, m) predicted.
-        known: (k, m) of the archive's front.
+        known: (k, m) of the archive, predicted too: evaluated errors, the lucky ones among them, would hide real gains.
         n: how many.
     """
-    low, span = values.min(axis=0), np.ptp(values, axis=0)
+    together = np.concatenate([values, known])
+    low, span = together.min(axis=0), np.ptp(together, axis=0)
     span[span == 0] = 1.0
-    points, taken = (values - low) / span, (known - low) / span
-    rank = ranks(values)
+    points, front = (values - low) / span, (known - low) / span
+    reference = np.full(values.shape[1], 1.1)  # beyond the worst, so that the ends of the front count
     chosen: list[int] = []
-    distance = np.min(np.linalg.norm(points[:, None] - taken, axis=2), axis=1, initial=np.inf)
-    while len(chosen) < min(n, len(values)):
-        left = np.setdiff1d(np.arange(len(values)), chosen)
-        pool = left[rank[left] == rank[left].min()]
-        best = int(pool[distance[pool].argmax()])
-        chosen.append(best)
-        distance = np.minimum(distance, np.linalg.norm(points - points[best], axis=1))
+    left = np.argsort(ranks(values), kind="stable").tolist()
+    while left and len(chosen) < n:
+        gains = [hypervolume(np.concatenate([front, points[row : row + 1]]), reference) for row in left]
+        chosen.append(left.pop(int(np.argmax(gains))))
+        front = np.concatenate([front, points[chosen[-1:]]])
     return np.array(chosen, dtype=np.int64)
 
 

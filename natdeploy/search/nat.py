@@ -1,8 +1,8 @@
 """The loop of Neural Architecture Transfer (Lu et al., TPAMI 2021, arXiv 2005.05859): search the supernet and adapt it, in turns.
 
-It knows neither networks nor devices: `evaluate` and `adapt` are given. Every draw comes from a generator seeded by (seed, component,
-round), and everything else follows from the errors, so a run repeated with the same answers of `evaluate` ends with the same archive,
-bit for bit. That is how a broken run goes on: replayed from the evaluations it has stored.
+It knows neither networks nor devices: `evaluate` and `adapt` are given. Every draw comes from a generator seeded by (seed,
+component, round), and everything else follows from the errors, so a run repeated with the same answers of `evaluate` ends with the
+same archive, bit for bit. That is how a broken run goes on: replayed from the evaluations it has stored.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class NatSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    initial: int = Field(100, ge=10)
-    rounds: int = Field(30, ge=0)
-    infill: int = Field(8, ge=1)
-    parents: int = Field(50, ge=1)
-    population: int = Field(100, ge=10)
-    generations: int = Field(50, ge=1)
-    smoothing: float = Field(0.1, ge=0, le=1)
+    initial: int = Field(default=100, ge=10)
+    rounds: int = Field(default=30, ge=0)
+    infill: int = Field(default=8, ge=1)
+    parents: int = Field(default=50, ge=1)
+    population: int = Field(default=100, ge=10)
+    generations: int = Field(default=20, ge=1)
+    smoothing: float = Field(default=0.1, ge=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -165,17 +165,22 @@ def _initial(archive: Archive, include: Genotypes, count: int, rng: np.random.Ge
 
 def _propose(archive: Archive, settings: NatSettings, seed: int, number: int) -> tuple[Fit, Genotypes, Floats]:
     """New architectures (n, variables) with predicted errors (n,); one BLAS thread, whose number would change the last bits."""
-    rng = _rng(seed, _EVOLVE, number)
+    space, objectives, rng = archive.space, archive.objectives, _rng(seed, _EVOLVE, number)
     with threadpool_limits(1):
-        features = Features(archive.space, archive.genotypes)
+        features = Features(space, archive.genotypes)
         fit = fit_best(features(archive.genotypes), archive.values[:, 0], _rng(seed, _FIT, number))
 
         def predict(genotypes: Genotypes) -> Floats:
             return fit.surrogate.predict(features(genotypes))
 
         candidates = evolve(archive, predict, rng, population=settings.population, generations=settings.generations)
-        values = archive.objectives.values(candidates, predict(candidates))
-        chosen = infill(values, archive.values[archive.front()], settings.infill)
+        known = np.concatenate([archive.genotypes, candidates])
+        missing = settings.infill - len(candidates)
+        random = sample_feasible(missing, space, objectives, archive.constraints, known=known, rng=rng)
+        candidates = np.concatenate([candidates, random])
+        both = np.concatenate([candidates, archive.genotypes[archive.feasible]])
+        values = objectives.values(both, predict(both))
+        chosen = infill(values[: len(candidates)], values[len(candidates) :], settings.infill)
         return fit, candidates[chosen], values[chosen, 0]
 
 
@@ -186,7 +191,7 @@ def _errors(evaluate: Evaluate, archs: Sequence[Arch], version: int) -> Floats:
     wrong = np.flatnonzero(~((errors >= 0) & (errors <= 1)))
     if len(wrong):
         raise NatdeployError(
-            f"the error of architecture {archs[wrong[0]].id} is {errors[wrong[0]]} instead of 0..1; if training diverged, lower its rate"
+            f"architecture {archs[wrong[0]].id} has error {errors[wrong[0]]}, not in 0..1; if training diverged, lower its rate"
         )
     return errors
 

@@ -7,6 +7,7 @@ arXiv 2007.10396). Inputs are features (n, f), targets are errors (n,).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from scipy.interpolate import RBFInterpolator
 from scipy.linalg import qr
 from scipy.stats import kendalltau
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import DotProduct, Matern, WhiteKernel
 from xgboost import XGBRegressor
@@ -48,11 +50,12 @@ class RBFEnsemble:
         self._members: list[tuple[npt.NDArray[np.int64], RBFInterpolator]] = []
 
     def fit(self, features: Floats, errors: Floats) -> None:
-        most = max(1, min(features.shape[1], len(features) // 2))
+        varied = np.flatnonzero(np.ptp(features, axis=0))
+        most = min(len(varied), len(features) // 2)
         self._members = []
         for _ in range(self._count):
             size = self._rng.integers(max(1, most // 2), most, endpoint=True)
-            columns = _independent(features, self._rng.choice(features.shape[1], size, replace=False))
+            columns = _independent(features, self._rng.choice(varied, size, replace=False))
             model = RBFInterpolator(features[:, columns], errors, kernel="cubic", degree=1, smoothing=100.0)
             self._members.append((columns, model))
 
@@ -68,7 +71,9 @@ class GaussianProcess:
         trend = 0.01 * DotProduct(sigma_0=0.0, sigma_0_bounds="fixed")
         kernel = trend + 1.0 * Matern(length_scale=features.shape[1] ** 0.5, nu=2.5) + WhiteKernel(0.1)
         self._model = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
-        self._model.fit(features, errors)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a part that explains nothing ends at its bound, which is right
+            self._model.fit(features, errors)
 
     def predict(self, features: Floats) -> Floats:
         predictions: Floats = self._model.predict(features)
@@ -122,7 +127,7 @@ def fit_best(features: Floats, errors: Floats, rng: np.random.Generator) -> Fit:
     """Trains the candidate that ranks best in cross-validation.
 
     Args:
-        features: (n, f), n >= 5.
+        features: (n, f), n >= 10, distinct rows.
         errors: (n,).
         rng: source of chance; the same state gives the same surrogate.
     """
@@ -189,5 +194,5 @@ def _independent(features: Floats, columns: npt.NDArray[np.int64]) -> npt.NDArra
     centred = features[:, columns] - features[:, columns].mean(axis=0)
     triangle, pivots = qr(centred, mode="r", pivoting=True)
     diagonal = np.abs(np.diag(triangle))
-    rank = int((diagonal > 1e-8 * diagonal[0]).sum())
-    return columns[np.sort(np.asarray(pivots)[:rank])]
+    kept: npt.NDArray[np.int64] = columns[np.sort(pivots[diagonal > 1e-8 * diagonal[0]])]
+    return kept

@@ -23,7 +23,9 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
         ValueError: there are no batches.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    sums = {norm: torch.zeros(2, norm.num_features, dtype=torch.float64, device=norm.weight.device) for norm in norms}
+    sums: dict[nn.Module, Tensor] = {
+        norm: torch.zeros(2, norm.num_features, dtype=torch.float64, device=norm.weight.device) for norm in norms
+    }
     momenta = [norm.momentum for norm in norms]
 
     def add(norm: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
@@ -31,7 +33,7 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
         mean, variance = _statistics(norm)
         images, channels = inputs[0].shape[:2]
         count = inputs[0].numel() // channels
-        sums[norm] += images * torch.stack([mean.double(), variance.double() * ((count - 1) / count)])  # type: ignore[index]
+        sums[norm] += images * torch.stack([mean.double(), variance.double() * ((count - 1) / count)])
 
     hooks = [norm.register_forward_hook(add) for norm in norms]
     total = 0

@@ -87,7 +87,8 @@ def _distance(seed: Seed, space: SearchSpace, images: Tensor, scaling: Scaling, 
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     stored = [_mean_and_std(norm) for norm in norms]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (scaling.mean, scaling.std))
-    calibrate(network, (((batch - mean) / std).contiguous(memory_format=torch.channels_last) for batch in images.split(_BATCH)))
+    scaled = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+    calibrate(network, (scaled[start : start + _BATCH] for start in range(0, len(scaled), _BATCH)))
     pairs = zip(stored, map(_mean_and_std, norms), strict=True)
     distances = [((now - before).abs() / deviation).mean() for (before, deviation), (now, _) in pairs]
     return float(torch.stack(distances).mean())

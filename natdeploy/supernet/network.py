@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from natdeploy.space import Arch, SearchSpace
 from natdeploy.supernet.layers import ElasticConv, ElasticMBConv, Padding, crop
@@ -21,7 +20,6 @@ class Supernet(nn.Module):
         classes: outputs of the classifier.
         width: channel multiplier.
         padding: convention of the convolutions of stride 2.
-        dropout: probability before the classifier, in training.
         generator: source of chance for the initial weights; the same ones every time without it.
     """
 
@@ -32,12 +30,11 @@ class Supernet(nn.Module):
         *,
         width: float = 1.0,
         padding: Padding = "symmetric",
-        dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.space = space.restrict(widths=(width,))
-        self.classes, self.width, self.padding, self.dropout = classes, width, padding, dropout
+        self.classes, self.width, self.padding = classes, width, padding
         channels = space.stem_out(width)
         # Built without memory first: torch's own initialisation would draw from the global generator.
         with torch.device("meta"):
@@ -86,7 +83,7 @@ class Supernet(nn.Module):
             for module, layer in zip(stage, layers, strict=False):
                 x = module(x, layer)
         x = self.head(x, self.head.conv.out_channels, 1).mean((2, 3))
-        return cast(Tensor, self.classifier(F.dropout(x, self.dropout, self.training)))
+        return cast(Tensor, self.classifier(x))
 
     def extract(self, arch: Arch) -> Subnet:
         """The architecture as a network of its own, with copies of the weights, in evaluation mode.
@@ -101,9 +98,3 @@ class Supernet(nn.Module):
         state = {name: crop(shared[name], value.shape).clone() for name, value in subnet.state_dict().items()}
         subnet.load_state_dict(state, assign=True)
         return subnet.eval()
-
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups for a torch optimiser: weight decay on weights of convolutions and the classifier, not on scales and shifts."""
-        decayed = [parameter for parameter in self.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in self.parameters() if parameter.ndim == 1]
-        return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

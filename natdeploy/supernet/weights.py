@@ -6,8 +6,9 @@ What the network is, is read from its tensors: width, depths, expansions and ker
 from __future__ import annotations
 
 import hashlib
-import pickle
+import io
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -98,10 +99,9 @@ def read_seed(path: Path, space: SearchSpace) -> Seed:
     """
     tensors, metadata = _load(path)
     state = {name: tensor.float() for name, tensor in tensors.items() if not name.endswith(_COUNTER)}
-    classifier = "classifier.1.weight" in state
     arch = _read_arch(path, state, space, metadata.get("arch"))
-    classes = len(state["classifier.1.weight"]) if classifier else 0
-
+    classifier = "classifier.1.weight" in state
+    classes = state["classifier.1.weight"].shape[:1].numel() if classifier else 0
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in Subnet(space, arch, max(classes, 1)).state_dict().items()}
     expected = {theirs: shapes[ours] for ours, theirs in torchvision_names(arch, classifier=classifier).items()}
@@ -122,15 +122,19 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        if path.suffix not in {".pth", ".pt"}:
-            raise WeightsError(f"{path} has no ending that says what it is; weights come as .safetensors, .pth or .pt")
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise WeightsError(f"{path} is not a whole safetensors file ({error}); use an undamaged copy") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
-        # The message of torch is left out: it recommends loading without `weights_only`, which executes what is in the file.
+    if path.suffix not in {".pth", ".pt"}:
+        raise WeightsError(f"{path} has no ending that says what it is; weights come as .safetensors, .pth or .pt")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:
+        # On bytes of another kind torch warns and raises whatever its reader trips over. Its message is left out: it recommends to
+        # load without `weights_only`, which executes what is in the file.
         raise WeightsError(f"{path} is not a whole file of torch weights; use an undamaged copy, or safetensors") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise WeightsError(f"{path} holds more than a dictionary of tensors; save the network's state_dict() alone")
@@ -160,7 +164,8 @@ def _read_arch(path: Path, state: Mapping[str, Tensor], space: SearchSpace, stat
         raise WeightsError(f"{path} states an architecture that cannot be read: {error}") from error
     resolution = min(space.resolutions, key=lambda choice: abs(choice - (224 if claim is None else claim.resolution)))
 
-    widths = [width for width in _widths(space) if (stem, head) == (space.stem_out(width), space.head_out(width))]
+    candidates = _widths(space) if claim is None else [claim.width]
+    widths = [width for width in candidates if (stem, head) == (space.stem_out(width), space.head_out(width))]
     if not widths:
         last = len(layers) + 1
         raise _misfit(path, space, {"at no width": [_describe(state, f"features.{number}.0.weight") for number in (0, last)]})
@@ -187,7 +192,7 @@ def _read_shapes(path: Path, state: Mapping[str, Tensor], space: SearchSpace) ->
     for number in range(1, last):
         depthwise = 1 if f"features.{number}.conv.1.0.weight" in state else 0
         names += [f"features.{number}.conv.{part}.weight" for part in ("0.0", f"{depthwise}.0", f"{depthwise + 1}")]
-    missing = [name for name in names if name not in state or state[name].ndim != 4]
+    missing = [name for name in names if name not in state or state[name].ndim != 4 or not state[name].numel()]
     if last == 0 or missing:
         raise _misfit(path, space, {"missing": missing, "instead it holds": [name for name in state if name not in names]})
     (stem, head), weights = (len(state[name]) for name in names[:2]), [state[name] for name in names[2:]]

@@ -101,7 +101,8 @@ class Trainer:
     def _update_average(self) -> None:
         # A young average would remember the start for long; it follows at most as slowly as the steps it has seen allow.
         decay = min(self.settings.average, self.step / (self.step + 9))
-        averages, weights = list(self.average.parameters()), list(self.model.parameters())
+        averages: list[Tensor] = [*self.average.parameters()]
+        weights: list[Tensor] = [*self.model.parameters()]
         torch._foreach_lerp_(averages, weights, 1 - decay)
 
     def tensors(self) -> dict[str, Tensor]:

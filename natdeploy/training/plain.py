@@ -33,7 +33,7 @@ def train_subnet(
         for name, parameter in subnet.named_parameters():
             parameter.requires_grad_(step >= head_steps or name.startswith("classifier."))
         images, targets = task.train_batch(step, subnet.arch.resolution, settings.batch_size)
-        device = subnet.classifier.weight.device
+        device = next(subnet.parameters()).device
         yield task.loss(subnet(images.to(device)), targets.to(device))
 
     trainer.run(steps, losses, after_step)

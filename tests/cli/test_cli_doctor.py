@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from natdeploy.cli import doctor
-from natdeploy.cli.main import app
 from typer.testing import CliRunner
 
 from natdeploy import __version__
+from natdeploy.cli import doctor
+from natdeploy.cli.main import app
 
 
 def test_this_machine_has_what_is_needed() -> None:

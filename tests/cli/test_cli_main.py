@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from natdeploy.cli.main import main
 
 from natdeploy import __version__
+from natdeploy.cli.main import main
 
 HEAVY = {"torch", "torchvision", "numpy", "scipy", "sklearn", "onnx", "onnxruntime", "xgboost", "pymoo", "plotly", "rich"}
 

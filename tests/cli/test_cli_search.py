@@ -9,11 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from natdeploy.cli.main import app
-from natdeploy.cli.search import search
 from typer.testing import CliRunner, Result
 
 from natdeploy import pipeline
+from natdeploy.cli.main import app
+from natdeploy.cli.search import search
 from natdeploy.errors import InfeasibleError
 from natdeploy.pipeline import SearchConfig
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import typer
-from natdeploy.cli.terminal import duration, session
 
 from natdeploy import errors
+from natdeploy.cli.terminal import duration, session
 from natdeploy.logs import log_to
 
 LOG = logging.getLogger("natdeploy.room")

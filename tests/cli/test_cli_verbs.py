@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from natdeploy.cli.main import app
-from natdeploy.latency.predictor import Quality
 from typer.testing import CliRunner, Result
 
 from natdeploy import pipeline
+from natdeploy.cli.main import app
 from natdeploy.errors import DamagedFileError
+from natdeploy.latency.predictor import Quality
 from natdeploy.search.decide import Choice
 from natdeploy.space.catalog import plain_arch
 from natdeploy.store import NetRecord

@@ -32,7 +32,7 @@ def outcome(folder: Path) -> dict[str, object]:
         return {
             "evaluations": sorted((e.step, e.arch, e.correct, e.total, e.loss) for e in store.evaluations()),
             "rounds": store.rounds(),
-            "nets": store.nets(),
+            "nets": [(n.role, n.arch, n.validation_accuracy, n.test_accuracy, n.predicted_ms) for n in store.nets()],
         }
 
 
@@ -48,7 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, digits: Path, seed_file: 
         flip=False,
         tables=tables,
         nat={"initial": 10, "rounds": 2, "infill": 3, "parents": 5, "population": 12, "generations": 4},
-        adapt={"train": {"batch_size": 4}, "students": 1},
+        adapt={"train": {"batch_size": 16}, "students": 1},
     )
     pipeline.search(template)
     return template

@@ -47,7 +47,7 @@ NET = NetRecord(
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[RunStore]:
-    with RunStore.create(tmp_path / "run", {"seed": 0}) as opened:
+    with RunStore.create(tmp_path / "run", {"seed": 0}, {}) as opened:
         yield opened
 
 
@@ -182,7 +182,7 @@ def test_the_configuration_is_written_as_toml(config: dict[str, object]) -> None
 
 def test_the_configuration_lies_in_the_folder_without_what_is_not_set(tmp_path: Path) -> None:
     config = {"data": "/photos", "rounds": None, "constraints": ["latency<=1.5ms"], "nat": {"initial": 16}}
-    with RunStore.create(tmp_path / "run", config) as run:
+    with RunStore.create(tmp_path / "run", config, {}) as run:
         assert run.config == config
     text = (tmp_path / "run" / "config.toml").read_text()
     assert tomllib.loads(text) == {"data": "/photos", "constraints": ["latency<=1.5ms"], "nat": {"initial": 16}}
@@ -209,7 +209,7 @@ def test_the_store_needs_no_torch() -> None:
 def test_a_run_is_not_made_over_another(run: RunStore) -> None:
     run.close()
     with pytest.raises(UsageError, match="holds a run already; go on with `natdeploy resume"):
-        RunStore.create(run.folder, {})
+        RunStore.create(run.folder, {}, {})
     with reopen(run) as again:
         assert again.config == {"seed": 0}
 
@@ -218,7 +218,7 @@ def test_a_run_whose_making_was_interrupted_can_be_made_again(tmp_path: Path) ->
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "run.sqlite.tmp").write_bytes(b"half")
-    with RunStore.create(folder, {"seed": 1}) as run:
+    with RunStore.create(folder, {"seed": 1}, {}) as run:
         assert run.config == {"seed": 1}
     assert not (folder / "run.sqlite.tmp").exists()
 
@@ -235,7 +235,7 @@ def test_a_folder_without_a_run_is_said_to_be_one(tmp_path: Path, exists: bool) 
 def test_a_run_cannot_be_made_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NatdeployError, match="cannot be made"):
-        RunStore.create(tmp_path / "file" / "run", {})
+        RunStore.create(tmp_path / "file" / "run", {}, {})
 
 
 # ---- damage

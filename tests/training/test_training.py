@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert max(rates) == pytest.approx(rates[10]) == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0.0)
-    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
 
 
 def test_average_is_the_exponential_mean_of_the_weights() -> None:

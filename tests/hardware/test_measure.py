@@ -1,0 +1,114 @@
+"""Measurements follow the protocol: fresh processes, honest percentiles, failures recorded and never turned into numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from natdeploy.errors import DeviceError
+from natdeploy.hardware import measure as module
+from natdeploy.hardware.device import parse_target
+from natdeploy.hardware.measure import NETS, QUICK, RUNS_NEEDED, Candidate, MeasureSettings, measure, percentile
+from natdeploy.progress import Silent
+from natdeploy.runtimes import ort
+
+HANGING_RUNTIME = """
+import os, time
+import numpy as np
+NAME, SUFFIX = "hanging", ".txt"
+def version(): return "1"
+def details(): return {"runtime": NAME, "runtime_version": "1", "provider": "none"}
+def load(path, threads):
+    with open(path) as file: return file.read()
+def run(session, inputs):
+    if session == "hang": time.sleep(60)
+    if session == "crash": os._exit(7)
+    if session == "raise": raise ValueError("no such operator")
+    time.sleep(0.001)
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Candidate]:
+    folder = tmp_path_factory.mktemp("models")
+    found = {}
+    for name, channels in (("reference", 16), ("small", 8), ("large", 96)):
+        net = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.ReLU6(), nn.Conv2d(channels, channels, 3, padding=1))
+        ort.convert(net, torch.randn(1, 3, 32, 32), folder / f"{name}.onnx", dynamic_size=False)
+        found[name] = Candidate(name, folder / f"{name}.onnx", (1, 3, 32, 32))
+    return found
+
+
+@pytest.fixture
+def text_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Candidate]:
+    """Models of a runtime that does what the file says, in place of ONNX Runtime."""
+    (tmp_path / "hanging.py").write_text(HANGING_RUNTIME)
+    runtime = type("Runtime", (), {"__file__": str(tmp_path / "hanging.py"), "SUFFIX": ".txt"})
+    monkeypatch.setitem(module.RUNTIMES, "onnxruntime", runtime)
+    found = {}
+    for name in ("reference", "well", "hang", "crash", "raise"):
+        (tmp_path / f"{name}.txt").write_text(name)
+        found[name] = Candidate(name, tmp_path / f"{name}.txt", (1, 2))
+    return found
+
+
+@pytest.mark.parametrize(("p", "n"), RUNS_NEEDED.items())
+def test_percentile_is_nearest_rank_and_none_below_its_count(p: int, n: int) -> None:
+    assert percentile([1.0] * (n - 1), p) is None
+    samples = [float(i) for i in range(1, n + 1)]
+    assert percentile(list(reversed(samples)), p) == -(-n * p // 100)
+
+
+def test_nets_are_run_often_enough_for_p95() -> None:
+    assert NETS.min_runs * NETS.processes >= RUNS_NEEDED[95]
+    assert NETS.processes >= 3
+
+
+def test_measures_every_candidate_in_fresh_processes(models: dict[str, Candidate]) -> None:
+    settings = MeasureSettings(warmup_s=0.0, warmup_runs=3, min_s=0.02, min_runs=20, reference_s=0.01, slices=3, processes=2)
+    result = measure(
+        [models["large"], models["small"]], models["reference"], parse_target("host"), settings, seed=0, progress=Silent()
+    )
+    assert [each.id for each in result.measurements] == ["large", "small"]
+    assert result.failures == {}
+    for each in result.measurements:
+        assert each.n == sum(map(len, each.samples_ms)) >= 2 * 20
+        assert len(each.process_p50_ms) == len(each.samples_ms) == 2
+        assert 0 < min(each.samples_ms[0]) <= each.p50_ms
+        assert each.latency_ms == pytest.approx(each.relative * result.reference_ms)
+        assert each.load_ms > 0 < each.first_ms
+        assert (each.p90_ms is not None) == (each.n >= 64)
+    assert result["large"].relative > result["small"].relative
+    assert result.environment["provider"] == "CPUExecutionProvider"
+    assert result.environment["threads"] == 1
+
+
+def test_a_model_that_raises_is_recorded_or_stops_everything(models: dict[str, Candidate]) -> None:
+    broken = replace(models["small"], id="broken", shape=(1, 4, 32, 32))
+    result = measure(
+        [broken, models["small"]], models["reference"], parse_target("host"), QUICK, seed=0, progress=Silent(), keep_going=True
+    )
+    assert [each.id for each in result.measurements] == ["small"]
+    assert "broken" in result.failures
+    with pytest.raises(DeviceError, match="broken does not run"):
+        measure([broken], models["reference"], parse_target("host"), QUICK, seed=0, progress=Silent())
+
+
+def test_a_hanging_model_is_recorded_and_the_others_are_measured(text_models: dict[str, Candidate]) -> None:
+    candidates = [text_models[name] for name in ("well", "hang", "raise")]
+    settings = replace(QUICK, silence_s=3.0)
+    result = measure(
+        candidates, text_models["reference"], parse_target("host"), settings, seed=0, progress=Silent(), keep_going=True
+    )
+    assert [each.id for each in result.measurements] == ["well"]
+    assert result.failures == {"hang": "no answer within 3 s", "raise": "ValueError: no such operator"}
+    assert result["well"].p50_ms > 1
+
+
+def test_a_crash_of_the_runner_is_a_device_error(text_models: dict[str, Candidate]) -> None:
+    with pytest.raises(DeviceError, match="ended with code 7"):
+        measure([text_models["crash"]], text_models["reference"], parse_target("host"), QUICK, seed=0, progress=Silent())

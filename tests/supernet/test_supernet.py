@@ -1,0 +1,118 @@
+"""The supernet against the subnets it holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from natdeploy.errors import UsageError
+from natdeploy.space import Arch, SearchSpace, get_space
+from natdeploy.supernet import Padding, Supernet
+
+MBV2, DEMO = get_space("mbv2"), get_space("demo")
+
+
+def random_supernet(space: SearchSpace, padding: Padding = "symmetric", classes: int = 7, **kwargs: float) -> Supernet:
+    """A supernet whose statistics, scales and shifts are unlike those of a fresh one."""
+    generator = torch.Generator().manual_seed(1)
+    supernet = Supernet(space, classes, padding=padding, **kwargs).eval()
+    for name, tensor in supernet.state_dict().items():
+        if name.endswith(("running_mean", "norm.bias")):
+            tensor.normal_(0, 0.1, generator=generator)
+        elif name.endswith(("running_var", "norm.weight")):
+            tensor.uniform_(0.5, 1.5, generator=generator)
+    return supernet
+
+
+def sample(space: SearchSpace, n: int, seed: int = 0) -> list[Arch]:
+    return space.decode_all(space.sample(n, np.random.default_rng(seed)))
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize(("space", "count"), [(DEMO, 8), (MBV2.restrict(resolutions=(80, 96)), 2)])
+def test_extracted_subnet_computes_what_the_supernet_computes(space: SearchSpace, count: int, padding: Padding) -> None:
+    supernet = random_supernet(space, padding)
+    generator = torch.Generator().manual_seed(0)
+    for arch in sample(space, count):
+        # At 80 px odd sizes occur, where TensorFlow's padding is symmetric.
+        x = torch.randn(2, 3, arch.resolution, arch.resolution, generator=generator)
+        with torch.no_grad():
+            torch.testing.assert_close(supernet.extract(arch)(x), supernet(x, arch), atol=1e-5, rtol=1e-5)
+
+
+def test_width_scales_all_channels() -> None:
+    supernet = random_supernet(MBV2, width=0.35)
+    arch = Arch(64, 0.35, sample(MBV2, 1)[0].stages)
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(supernet.extract(arch)(x), supernet(x, arch), atol=1e-5, rtol=1e-5)
+    assert supernet.stem.conv.out_channels == 16
+
+
+def test_extraction_copies() -> None:
+    supernet = random_supernet(DEMO)
+    arch = DEMO.decode(DEMO.upper)  # the largest: nothing is cropped
+    subnet = supernet.extract(arch)
+    before = supernet.stem.conv.weight.clone()
+    with torch.no_grad():
+        for parameter in subnet.parameters():
+            parameter.zero_()
+    assert torch.equal(supernet.stem.conv.weight, before)
+    assert not subnet.training and all(parameter.requires_grad for parameter in subnet.parameters())
+
+
+def test_extraction_refuses_another_space_and_width() -> None:
+    supernet = Supernet(DEMO, 3)
+    with pytest.raises(UsageError, match="stages"):
+        supernet.extract(sample(MBV2.restrict(resolutions=[16]), 1)[0])
+    with pytest.raises(UsageError, match=r"width 0\.5"):
+        supernet.extract(Arch(16, 0.5, sample(DEMO, 1)[0].stages))
+
+
+def test_training_touches_no_statistics_and_only_what_the_architecture_uses() -> None:
+    supernet = random_supernet(DEMO).train()
+    buffers = {name: buffer.clone() for name, buffer in supernet.named_buffers()}
+    arch = Arch.parse("r16-w1-k3e1-k3e3-k3e6-k5e3")
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    supernet(x, arch).square().sum().backward()
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in supernet.named_buffers())
+
+    grads = {name: parameter.grad for name, parameter in supernet.named_parameters()}
+    used = grads["stages.1.0.depthwise.conv.weight"]
+    assert used is not None and used[:48, :, 1:4, 1:4].abs().min() > 0
+    assert used[48:].abs().max() == 0 and used[:, :, 0].abs().max() == 0 and used[:, :, :, 0].abs().max() == 0
+    assert grads["stages.1.1.project.conv.weight"] is None
+
+
+def test_memory_format_stays_channels_last() -> None:
+    supernet = random_supernet(MBV2, "same").train()
+    formats = []
+    for module in supernet.modules():
+        if type(module).__name__ in {"ElasticConv", "ElasticMBConv"}:
+            module.register_forward_hook(lambda _, __, y: formats.append(y.is_contiguous(memory_format=torch.channels_last)))
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    supernet(x.contiguous(memory_format=torch.channels_last), sample(MBV2, 1)[0])
+    assert len(formats) > 20 and all(formats)
+
+
+def test_equal_calls_give_equal_networks_and_leave_global_chance_alone() -> None:
+    state = torch.random.get_rng_state()
+    first, second = Supernet(DEMO, 5), Supernet(DEMO, 5)
+    other = Supernet(DEMO, 5, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert not torch.equal(first.stem.conv.weight, other.stem.conv.weight)
+    # He et al., fan out: variance 2 / (out_channels * kernel^2).
+    assert float(first.head.conv.weight.detach().std()) == pytest.approx((2 / 128) ** 0.5, rel=0.05)
+
+
+def test_reset_classifier() -> None:
+    supernet = Supernet(DEMO, 5)
+    supernet.reset_classifier(9, torch.Generator().manual_seed(3))
+    weight = supernet.classifier.weight.detach().clone()
+    assert weight.shape == (9, 128) and supernet.classifier.weight.requires_grad and supernet.classes == 9
+    assert float(weight.std()) == pytest.approx(0.01, rel=0.1) and not supernet.classifier.bias.any()
+    supernet.reset_classifier(9, torch.Generator().manual_seed(3))
+    assert torch.equal(weight, supernet.classifier.weight)
+    assert supernet.extract(sample(DEMO, 1)[0]).classifier.out_features == 9
