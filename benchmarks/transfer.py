@@ -1,8 +1,9 @@
 """Front against front: natdeploy's search beside conventional fine-tuning of the same seed, in the same time, on the same target.
 
-The seed network is fine-tuned at several resolutions (classifier first, then everything; the same augmentation, schedule, weight
-averaging and input convention as ours, and with the validation images to learn from as well, since it selects nothing). Its runs
-share the minutes that the search gets in all, evaluation included. All networks are then measured in one interleaved run.
+The seed network is fine-tuned at several resolutions: classifier first, then everything, with the same augmentation, schedule,
+weight averaging, input convention and calibration as ours, and from the start with all images but the test ones, since it selects
+nothing. Its runs share the minutes that the search gets in all, evaluation included. All networks are then measured in one
+interleaved run.
 
     python benchmarks/transfer.py --data DIR --seed-weights FILE --minutes 7 --seeds 1 --target host --json transfer.json
 """
@@ -16,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 
@@ -34,7 +35,6 @@ from natdeploy.pipeline.evaluate import BATCH
 from natdeploy.pipeline.setting import Setting, prepare
 from natdeploy.space import Arch
 from natdeploy.supernet import Subnet, calibrate
-from natdeploy.tasks import Classification
 from natdeploy.training.plain import train_subnet
 
 LATENCY_SHARE, POINTS = 0.6, 0.01
@@ -69,11 +69,7 @@ class Notes:
 
 def conventional(setting: Setting, config: pipeline.SearchConfig, resolution: int, seconds: float, notes: Notes) -> Subnet:
     """The seed network, fine-tuned at one resolution for so many seconds."""
-    splits = setting.task.splits
-    learned = replace(splits, train=tuple(sorted(splits.train + splits.validation)))
-    task = Classification(
-        setting.task.pixels, learned, setting.convention.mean, setting.convention.std, config.seed, flip=config.flip
-    )
+    task = setting.final_task()
     arch, settings = setting.seed_arch(resolution), config.adapt.train
 
     def fresh() -> Subnet:

@@ -70,7 +70,7 @@ class MeasureSettings:
 NETS = MeasureSettings(warmup_s=1.0, warmup_runs=50, min_s=1.0, min_runs=64, reference_s=0.5, slices=20)
 """For a number that leaves the product: 192 runs and more, enough for p50, p90 and p95."""
 
-SUBNETS = MeasureSettings(warmup_s=0.1, warmup_runs=5, min_s=0.3, min_runs=24, reference_s=0.1, slices=12)
+SUBNETS = MeasureSettings(warmup_s=0.05, warmup_runs=3, min_s=0.2, min_runs=24, reference_s=0.1, slices=12)
 """For whole nets of a latency table."""
 
 BLOCKS = MeasureSettings(warmup_s=0.03, warmup_runs=5, min_s=0.1, min_runs=24, reference_s=0.06, slices=8)

@@ -13,8 +13,7 @@ from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.evaluate import calibrated_subnet, judge
 from natdeploy.pipeline.setting import Setting
 from natdeploy.search import NatSettings
-from natdeploy.space import Arch
-from natdeploy.training.adapt import Adapter, ArchSampler
+from natdeploy.training.adapt import Adapter, Lesson
 
 EPOCHS = 30
 """Passes over the training images when the user gives no budget: where flowers12 stops gaining on this kind of schedule."""
@@ -25,8 +24,8 @@ MIN_STEPS = 60
 ROUNDS, INITIAL, INFILL, PARENTS = 4, 40, 8, 16
 """Of a search without a budget in minutes."""
 
-WARMUP_SHARE = 0.5
-"""Of the training steps, before the first evaluation."""
+WARMUP_SHARE, FINAL_SHARE = 0.4, 0.35
+"""Of the training steps: before the first evaluation, and after the last round. The rounds share the others."""
 
 EVALUATION_SHARE = 0.25
 """Of the minutes, at most, for judging architectures; the rest trains."""
@@ -37,7 +36,7 @@ MIN_INITIAL = 16
 ROUND_SECONDS = 4.0
 """Surrogate, evolution and bookkeeping of a round on one core."""
 
-TIMED_STEPS = 4
+TIMED_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class Budget:
     Attributes:
         warmup_steps: training steps before the first evaluation.
         round_steps: training steps in a round.
+        final_steps: training steps after the last round, with the nets of the front alone.
         nat: archs and rounds.
         minutes: estimate for this machine.
         step_seconds: measured, one training step.
@@ -56,6 +56,7 @@ class Budget:
 
     warmup_steps: int
     round_steps: int
+    final_steps: int
     nat: NatSettings
     minutes: float
     step_seconds: float
@@ -64,7 +65,7 @@ class Budget:
 
     @property
     def total_steps(self) -> int:
-        return self.steps(self.nat.rounds)
+        return self.steps(self.nat.rounds) + self.final_steps
 
     def steps(self, version: int) -> int:
         """Training steps behind the weights of a version; version 0 is what the warm-up leaves."""
@@ -72,9 +73,9 @@ class Budget:
 
     def __str__(self) -> str:
         return (
-            f"about {self.minutes:.1f} min ({self.source}): {self.warmup_steps} training steps, then {self.nat.rounds} rounds of "
-            f"{self.round_steps}; {self.nat.initial} nets evaluated at first, {self.nat.infill} new ones a round "
-            f"(a step takes {self.step_seconds:.2f} s here, a net {self.evaluation_seconds:.2f} s)"
+            f"about {self.minutes:.1f} min ({self.source}): {self.warmup_steps} training steps, {self.nat.rounds} rounds of "
+            f"{self.round_steps}, {self.final_steps} with the front alone; {self.nat.initial} nets evaluated at first, "
+            f"{self.nat.infill} new ones a round (here a step takes {self.step_seconds:.2f} s, a net {self.evaluation_seconds:.2f} s)"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -85,13 +86,13 @@ class Budget:
         return cls(**{**values, "nat": NatSettings(**values["nat"])})
 
 
-def make_budget(config: SearchConfig, setting: Setting, teacher: Arch, smallest: Arch, sampler: ArchSampler) -> Budget:
+def make_budget(config: SearchConfig, setting: Setting, lesson: Lesson) -> Budget:
     """The work that the data or `minutes` ask for.
 
     Without `minutes` it follows from the data alone, so the same search does the same work on any machine; the speed of this one,
     measured just now, only says how long that takes. With `minutes` the speed decides how much work fits.
     """
-    step_s, evaluation_s = _measure(config, setting, teacher, smallest, sampler)
+    step_s, evaluation_s = _measure(config, setting, lesson)
     images = len(setting.task.splits.train)
     if config.minutes is None:
         nat = config.nat or NatSettings(initial=INITIAL, rounds=config.rounds or ROUNDS, infill=INFILL, parents=PARENTS)
@@ -101,9 +102,11 @@ def make_budget(config: SearchConfig, setting: Setting, teacher: Arch, smallest:
         nat = config.nat or _nat(60 * config.minutes, evaluation_s, config.rounds)
         steps = max(MIN_STEPS, math.floor((60 * config.minutes - _search_seconds(nat, evaluation_s)) / step_s))
         source = f"--minutes {config.minutes:g}"
-    round_steps = max(1, round(steps * (1 - WARMUP_SHARE) / nat.rounds)) if nat.rounds else 0
+    final_steps = round(steps * FINAL_SHARE)
+    round_steps = max(1, round(steps * (1 - WARMUP_SHARE - FINAL_SHARE) / nat.rounds)) if nat.rounds else 0
+    warmup_steps = steps - final_steps - nat.rounds * round_steps
     seconds = steps * step_s + _search_seconds(nat, evaluation_s)
-    return Budget(steps - nat.rounds * round_steps, round_steps, nat, seconds / 60, step_s, evaluation_s, source)
+    return Budget(warmup_steps, round_steps, final_steps, nat, seconds / 60, step_s, evaluation_s, source)
 
 
 def _search_seconds(nat: NatSettings, evaluation_s: float) -> float:
@@ -122,18 +125,16 @@ def _nat(seconds: float, evaluation_s: float, rounds: int | None) -> NatSettings
     return NatSettings(initial=MIN_INITIAL, rounds=number, infill=INFILL, parents=INFILL)
 
 
-def _measure(config: SearchConfig, setting: Setting, teacher: Arch, smallest: Arch, sampler: ArchSampler) -> tuple[float, float]:
+def _measure(config: SearchConfig, setting: Setting, lesson: Lesson) -> tuple[float, float]:
     """Seconds of a training step and of an evaluation, on a copy of the supernet."""
     supernet = copy.deepcopy(setting.supernet)
     settings = config.adapt.model_copy(update={"head_share": 0.0})
-    adapter = Adapter(
-        supernet, setting.task, settings, teacher=teacher, smallest=smallest, total_steps=TIMED_STEPS + 1, seed=config.seed
-    )
-    adapter.run(1, sampler, lambda: None)
+    adapter = Adapter(supernet, settings, total_steps=TIMED_STEPS + 1, seed=config.seed)
+    adapter.run(1, lesson, lambda: None)
     start = time.perf_counter()
-    adapter.run(TIMED_STEPS + 1, sampler, lambda: None)
+    adapter.run(TIMED_STEPS + 1, lesson, lambda: None)
     step_s = (time.perf_counter() - start) / TIMED_STEPS
     start = time.perf_counter()
-    judge(calibrated_subnet(supernet, teacher, setting.task), setting.task, "validation")
-    judge(calibrated_subnet(supernet, smallest, setting.task), setting.task, "validation")
+    for arch in (lesson.teacher, lesson.smallest):
+        judge(calibrated_subnet(supernet, arch, setting.task), setting.task, "validation")
     return step_s, (time.perf_counter() - start) / 2

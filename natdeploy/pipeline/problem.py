@@ -18,8 +18,8 @@ from natdeploy.training.adapt import ArchSampler
 
 _DRAWS = 64
 """Architectures drawn at once when only those within the constraints may be trained."""
-_MUTATION = 0.5
-"""Share of the seed architecture's choices that the warm-up's architectures change."""
+_MUTATION = 0.25
+"""Share of the seed architecture's choices that are drawn anew for architectures around it."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,24 @@ def within(problem: Problem, space: SearchSpace, draw: Callable[[int, np.random.
     return sample
 
 
-def warmup_sampler(setting: Setting, problem: Problem) -> ArchSampler:
-    """Architectures around the seed's: they inherit most of it, and so tell early which changes it can bear."""
-    seed = setting.space.encode(problem.teacher)
+def around_seed(setting: Setting, problem: Problem) -> ArchSampler:
+    """The seed's architecture at any resolution with a few choices changed: such nets inherit most of it, and so are good early."""
+    space, seed = setting.space, setting.space.encode(problem.teacher)
 
     def draw(count: int, rng: np.random.Generator) -> Genotypes:
-        return setting.space.mutate(np.tile(seed, (count, 1)), rng, _MUTATION)
+        drawn = space.mutate(np.tile(seed, (count, 1)), rng, _MUTATION)
+        drawn[:, 0] = rng.integers(len(space.resolutions), size=count)
+        return drawn
 
-    return within(problem, setting.space, draw)
+    return within(problem, space, draw)
+
+
+def first_archs(setting: Setting, problem: Problem, count: int, seed: int) -> list[Arch]:
+    """Architectures for the first archive: the teacher, the seed's own at every resolution that keeps the constraints, and as many
+    around it as make half of `count`; the search adds others from the whole space.
+    """
+    own = [setting.seed_arch(resolution) for resolution in setting.space.resolutions]
+    kept = problem.objectives.violation(setting.space.encode_all(own), problem.constraints) == 0
+    archs = [problem.teacher, *(arch for arch, keeps in zip(own, kept, strict=True) if keeps)]
+    near = around_seed(setting, problem)(max(0, count // 2 - len(archs)), np.random.default_rng([seed, len(archs)]))
+    return list(dict.fromkeys([*archs, *near]))[:count]

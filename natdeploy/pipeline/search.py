@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 
@@ -20,7 +21,7 @@ from natdeploy.logs import log_to
 from natdeploy.pipeline.budget import Budget, make_budget
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.evaluate import Evaluator, calibrated_subnet, judge
-from natdeploy.pipeline.problem import Problem, make_problem, requirements, warmup_sampler, within
+from natdeploy.pipeline.problem import Problem, around_seed, first_archs, make_problem, requirements, within
 from natdeploy.pipeline.profile import DEFAULT_MINUTES, find_table, measure_table, tables_folder
 from natdeploy.pipeline.setting import Setting, prepare
 from natdeploy.progress import Progress, Silent
@@ -29,7 +30,7 @@ from natdeploy.search import search as nat_search
 from natdeploy.space import Arch
 from natdeploy.store import NetRecord, RunStore
 from natdeploy.supernet import Supernet
-from natdeploy.training.adapt import Adapter, ArchSampler
+from natdeploy.training.adapt import Adapter, Lesson
 
 CHECKPOINT = "supernet"
 CHECKPOINT_SECONDS = 60.0
@@ -197,7 +198,7 @@ def _facts(config: SearchConfig, setting: Setting) -> dict[str, str]:
 
 
 def _plan(config: SearchConfig, setting: Setting, problem: Problem) -> Plan:
-    budget = make_budget(config, setting, problem.teacher, problem.smallest, warmup_sampler(setting, problem))
+    budget = make_budget(config, setting, first_lesson(setting, problem))
     constraints = f"; {', '.join(config.constraints)} can be met" if config.constraints else ""
     facts = _facts(config, setting) | {
         "target": str(problem.target),
@@ -212,18 +213,15 @@ def _environment() -> dict[str, Any]:
     return {**host_facts(), "natdeploy": __version__, "torch": torch.__version__}
 
 
+def first_lesson(setting: Setting, problem: Problem) -> Lesson:
+    """What the warm-up teaches; the rounds differ in the sampler alone."""
+    return Lesson(setting.task, problem.teacher, problem.smallest, around_seed(setting, problem))
+
+
 def _start(
     config: SearchConfig, setting: Setting, problem: Problem, budget: Budget, *, store: RunStore, progress: Progress
 ) -> None:
-    adapter = Adapter(
-        setting.supernet,
-        setting.task,
-        config.adapt,
-        teacher=problem.teacher,
-        smallest=problem.smallest,
-        total_steps=budget.total_steps,
-        seed=config.seed,
-    )
+    adapter = Adapter(setting.supernet, config.adapt, total_steps=budget.total_steps, seed=config.seed)
     _Search(setting, problem, budget, adapter, store, progress).run(config.seed)
 
 
@@ -249,7 +247,7 @@ class _Search:
         if (saved := self.store.load_checkpoint(CHECKPOINT)) is not None:
             tensors, info = saved
             self.adapter.trainer.load_tensors(tensors, info["step"])
-        self._train("warm-up", self.budget.steps(0), warmup_sampler(self.setting, self.problem))
+        self._train("warm-up", self.budget.steps(0), first_lesson(self.setting, self.problem))
         before, start = self._worked(), time.perf_counter()
         archive = nat_search(
             self.setting.space,
@@ -259,7 +257,7 @@ class _Search:
             adapt=self._adapt,
             settings=self.budget.nat,
             seed=seed,
-            include=[self.problem.teacher],
+            include=first_archs(self.setting, self.problem, self.budget.nat.initial, seed),
             on_round=self._tell,
         )
         self.store.add_seconds("search", time.perf_counter() - start - (self._worked() - before))
@@ -271,9 +269,10 @@ class _Search:
 
     def _adapt(self, distribution: Distribution, version: int) -> None:
         sampler = within(self.problem, self.setting.space, distribution.sample)
-        self._train(f"adapting, round {version}", self.budget.steps(version), sampler)
+        lesson = replace(first_lesson(self.setting, self.problem), sampler=sampler)
+        self._train(f"adapting, round {version}", self.budget.steps(version), lesson)
 
-    def _train(self, stage: str, stop: int, sampler: ArchSampler) -> None:
+    def _train(self, stage: str, stop: int, lesson: Lesson) -> None:
         """Trains up to `stop` steps, shows and times them, and saves the state now and then and at the end."""
         trainer = self.adapter.trainer
         if trainer.step >= stop:
@@ -289,7 +288,7 @@ class _Search:
                     self.store.add_seconds("training", time.perf_counter() - last)
                     last = time.perf_counter()
 
-            self.adapter.run(stop, sampler, after_step)
+            self.adapter.run(stop, lesson, after_step)
 
     def _tell(self, report: RoundReport) -> None:
         self.store.add_round({**asdict(report), "new": list(report.new), "reference": list(report.reference)})
@@ -302,15 +301,26 @@ class _Search:
         )
 
     def _finish(self, archive: Archive) -> None:
-        """Judges front and baseline on the test images, the only time those are touched, and keeps their BatchNorm statistics."""
-        start = time.perf_counter()
+        """Trains the front's nets alone, on all images but the test ones, then judges them on those, only here.
+
+        The front is chosen: validation and calibration images have done their work, and may be learned from as well.
+        """
         front = [archive.archs[index] for index in archive.front()]
+        by_error = [front[index] for index in archive.values[archive.front(), 0].argsort(kind="stable")]
+        smallest = front[int(self.problem.objectives.cheap["latency"](self.setting.space.encode_all(front)).argmin())]
+        task = self.setting.final_task()
+
+        def sample(count: int, rng: np.random.Generator) -> list[Arch]:
+            return [front[index] for index in rng.integers(len(front), size=count)]
+
+        self._train("training the front", self.budget.total_steps, Lesson(task, by_error[0], smallest, sample))
+        start = time.perf_counter()
         nets = [("front", arch) for arch in front] + [("baseline", self.problem.teacher)]
         statistics: dict[str, torch.Tensor] = {}
         with self.progress.task("judging on test images", len(nets), "nets") as advance:
             for role, arch in nets:
-                subnet = calibrated_subnet(self.averaged, arch, self.setting.task)
-                correct, total, _ = judge(subnet, self.setting.task, "test")
+                subnet = calibrated_subnet(self.averaged, arch, task)
+                correct, total, _ = judge(subnet, task, "test")
                 self.store.put_net(self._record(role, arch, correct / total))
                 statistics |= {f"{arch.id}.{name}": value for name, value in subnet.named_buffers()}
                 advance(1)

@@ -73,8 +73,9 @@ def evolve(archive: Archive, predict: ErrorModel, rng: np.random.Generator, *, p
 def infill(values: Floats, known: Floats, n: int) -> Indices:
     """The rows (at most n) of `values` to evaluate: one by one, whichever adds most hypervolume to what is known and chosen.
 
-    That spreads them along the front by itself, and here it left a greater hypervolume after the same evaluations than the greatest
-    distance from each other did. Objectives are scaled to the range of all rows. When none adds any, the best ranks fill up.
+    That spreads them along the front by itself; on two synthetic tasks it ended with more hypervolume after the same evaluations
+    than choosing the farthest from each other. Objectives are scaled to the range of all rows. When none adds any, the best ranks
+    fill up.
 
     Args:
         values: (candidates, m) predicted.

@@ -52,7 +52,7 @@ class NatSettings(BaseModel):
     infill: int = Field(default=8, ge=1)
     parents: int = Field(default=50, ge=1)
     population: int = Field(default=100, ge=10)
-    generations: int = Field(default=20, ge=1)
+    generations: int = Field(default=40, ge=1)
     smoothing: float = Field(default=0.1, ge=0, le=1)
 
 

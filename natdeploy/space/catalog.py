@@ -10,7 +10,7 @@ from natdeploy.space.space import SearchSpace, Stage
 
 MBV2 = SearchSpace(
     name="mbv2",
-    resolutions=tuple(range(64, 225, 16)),
+    resolutions=tuple(range(64, 225, 8)),
     widths=(1.0,),
     stem_channels=32,
     stem_stride=2,

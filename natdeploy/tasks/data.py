@@ -26,7 +26,7 @@ MIN_IMAGES = 5
 
 TEST_SHARE = 0.20
 VALIDATION_SHARE = 0.15
-CALIBRATION_SHARE = 0.05
+CALIBRATION_SHARE = 0.10
 
 _TRAIN_FOLDERS = ("train", "val", "valid")
 _TEST_FOLDER = "test"
@@ -203,7 +203,7 @@ def split(images: ImageSet, seed: int) -> Splits:
     """Splits class by class, by chance that depends on `seed` and the images alone.
 
     The test images are those of the test folder, or 20 % of every class where there is none. Of the rest 15 % are for validation,
-    5 % for calibration, at least one of each a class, and the others for training.
+    10 % for calibration, at least one of each a class, and the others for training.
     """
     has_test = any(images.is_test)
     test = [index for index, is_test in enumerate(images.is_test) if is_test]

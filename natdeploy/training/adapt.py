@@ -8,6 +8,7 @@ own resolution. The archs sampled decide where in the space the weights become g
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -19,6 +20,23 @@ from natdeploy.tasks import Task
 from natdeploy.training.loop import Trainer, TrainSettings
 
 ArchSampler = Callable[[int, np.random.Generator], Sequence[Arch]]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned in a stretch of steps.
+
+    Attributes:
+        task: gives batches and the loss.
+        teacher: the subnet the others learn from.
+        smallest: learns in every step, because a supernet is as good as its ends (US-Nets).
+        sampler: draws the others.
+    """
+
+    task: Task
+    teacher: Arch
+    smallest: Arch
+    sampler: ArchSampler
 
 
 class AdaptSettings(BaseModel):
@@ -34,63 +52,47 @@ class AdaptSettings(BaseModel):
 
     train: TrainSettings = TrainSettings()
     head_share: float = 0.08
-    students: int = 2
+    students: int = 1
 
 
 class Adapter:
-    """Trains a supernet on a task.
+    """Trains a supernet, in lessons.
 
     Args:
         supernet: trained in place; `trainer.average` holds what is evaluated.
-        task: gives batches and the loss.
         settings: how.
-        teacher: the subnet the others learn from: the seed's own architecture, whose weights start out good.
-        smallest: the smallest subnet that may be chosen.
         total_steps: length of the whole schedule, head warm-up included.
         seed: of the architectures that are drawn.
     """
 
-    def __init__(
-        self,
-        supernet: Supernet,
-        task: Task,
-        settings: AdaptSettings,
-        *,
-        teacher: Arch,
-        smallest: Arch,
-        total_steps: int,
-        seed: int,
-    ) -> None:
-        self.task = task
+    def __init__(self, supernet: Supernet, settings: AdaptSettings, *, total_steps: int, seed: int) -> None:
         self.settings = settings
-        self.teacher = teacher
-        self.smallest = smallest
         self.head_steps = round(settings.head_share * total_steps)
         self.trainer = Trainer(supernet, settings.train, total_steps)
         self._supernet = supernet
         self._seed = seed
 
-    def run(self, stop: int, sampler: ArchSampler, after_step: Callable[[], None]) -> None:
-        """Adapts until `stop` steps are done, with architectures from `sampler`."""
-        self.trainer.run(stop, lambda step: self._losses(step, sampler), after_step)
+    def run(self, stop: int, lesson: Lesson, after_step: Callable[[], None]) -> None:
+        """Adapts until `stop` steps are done."""
+        self.trainer.run(stop, lambda step: self._losses(step, lesson), after_step)
 
-    def _losses(self, step: int, sampler: ArchSampler) -> Iterator[Tensor]:
+    def _losses(self, step: int, lesson: Lesson) -> Iterator[Tensor]:
         head_only = step < self.head_steps
         for name, parameter in self._supernet.named_parameters():
             parameter.requires_grad_(not head_only or name.startswith("classifier."))
-        images, labels = self._batch(step, self.teacher.resolution)
-        logits = self._supernet(images, self.teacher)
-        yield self.task.loss(logits, labels, None)
+        images, labels = self._batch(step, lesson, lesson.teacher.resolution)
+        logits = self._supernet(images, lesson.teacher)
+        yield lesson.task.loss(logits, labels)
         if head_only:
             return
         soft = logits.detach()
-        drawn = sampler(self.settings.students, np.random.default_rng([self._seed, step]))
-        for arch in (self.smallest, *drawn):
-            images, labels = self._batch(step, arch.resolution)
-            yield self.task.loss(self._supernet(images, arch), labels, soft)
+        drawn = lesson.sampler(self.settings.students, np.random.default_rng([self._seed, step]))
+        for arch in (lesson.smallest, *drawn):
+            images, labels = self._batch(step, lesson, arch.resolution)
+            yield lesson.task.loss(self._supernet(images, arch), labels, soft)
 
-    def _batch(self, step: int, resolution: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, step: int, lesson: Lesson, resolution: int) -> tuple[Tensor, Tensor]:
         """The step's images on the supernet's device; the same crops at every resolution."""
-        images, labels = self.task.train_batch(step, resolution, self.settings.train.batch_size)
+        images, labels = lesson.task.train_batch(step, resolution, self.settings.train.batch_size)
         device = self._supernet.classifier.weight.device
         return images.to(device), labels.to(device)

@@ -64,7 +64,7 @@ def test_the_loop_beats_random_search_at_equal_evaluations(mbv2_task) -> None:
     """Judged by the errors without noise."""
     constraints = [parse_constraint("latency<=1.2ms")]
     space, objectives = mbv2_task.space, mbv2_task.objectives
-    found = Recorder(mbv2_task).search(NatSettings(initial=24, rounds=3, infill=8, population=50), constraints=constraints)
+    found = Recorder(mbv2_task).search(NatSettings(initial=24, rounds=3, infill=8), constraints=constraints)
     assert len(found) == 24 + 3 * 8
     known = space.lower[None]
     chance = np.concatenate(

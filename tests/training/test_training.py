@@ -15,7 +15,7 @@ from natdeploy.space import Arch, get_space
 from natdeploy.space.catalog import plain_arch
 from natdeploy.supernet import Subnet, Supernet
 from natdeploy.tasks import SplitName, Task
-from natdeploy.training.adapt import Adapter, AdaptSettings
+from natdeploy.training.adapt import Adapter, AdaptSettings, Lesson
 from natdeploy.training.loop import Trainer, TrainSettings
 from natdeploy.training.memory import keep_freed_memory
 from natdeploy.training.plain import train_subnet
@@ -53,21 +53,23 @@ def sampler(count: int, rng: np.random.Generator) -> Sequence[Arch]:
     return SPACE.decode_all(SPACE.sample(count, rng))
 
 
+LESSON = Lesson(TASK, SEED_ARCH, SPACE.decode(SPACE.lower), sampler)
+
+
 def adapter(head_share: float = 0.25, steps: int = 8) -> Adapter:
     settings = AdaptSettings(train=TrainSettings(batch_size=4, learning_rate=0.05), head_share=head_share, students=1)
-    smallest = SPACE.decode(SPACE.lower)
-    return Adapter(Supernet(SPACE, 2), TASK, settings, teacher=SEED_ARCH, smallest=smallest, total_steps=steps, seed=3)
+    return Adapter(Supernet(SPACE, 2), settings, total_steps=steps, seed=3)
 
 
 def test_training_interrupted_and_reloaded_ends_with_the_same_bits() -> None:
     whole = adapter()
-    whole.run(8, sampler, lambda: None)
+    whole.run(8, LESSON, lambda: None)
     first = adapter()
-    first.run(5, sampler, lambda: None)
+    first.run(5, LESSON, lambda: None)
     saved = {name: value.clone() for name, value in first.trainer.tensors().items()}
     second = adapter()
     second.trainer.load_tensors(saved, 5)
-    second.run(8, sampler, lambda: None)
+    second.run(8, LESSON, lambda: None)
     expected, found = whole.trainer.tensors(), second.trainer.tensors()
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -77,17 +79,17 @@ def test_training_interrupted_and_reloaded_ends_with_the_same_bits() -> None:
 def test_only_the_classifier_moves_while_the_head_warms_up() -> None:
     trained = adapter(head_share=0.5)
     before = {name: value.clone() for name, value in trained.trainer.model.state_dict().items()}
-    trained.run(4, sampler, lambda: None)
+    trained.run(4, LESSON, lambda: None)
     moved = {name for name, value in trained.trainer.model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"classifier.weight", "classifier.bias"}
-    trained.run(5, sampler, lambda: None)
+    trained.run(5, LESSON, lambda: None)
     assert not torch.equal(trained.trainer.model.state_dict()["stem.conv.weight"], before["stem.conv.weight"])
 
 
 def test_every_step_is_counted_and_reaching_the_stop_twice_does_nothing() -> None:
     trained, steps = adapter(), []
-    trained.run(3, sampler, lambda: steps.append(trained.trainer.step))
-    trained.run(3, sampler, lambda: steps.append(-1))
+    trained.run(3, LESSON, lambda: steps.append(trained.trainer.step))
+    trained.run(3, LESSON, lambda: steps.append(-1))
     assert steps == [1, 2, 3]
 
 
