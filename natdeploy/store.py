@@ -14,13 +14,14 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from natdeploy.errors import DamagedFileError, NatdeployError, UsageError
+from natdeploy.files import write_atomic
 
 if TYPE_CHECKING:  # a report needs no torch, which takes seconds to import
     from torch import Tensor
@@ -47,6 +48,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 _DATABASE = "run.sqlite"
 _RESTORE = "restore it from a copy, or start a new run in another folder"
+_ROOM = "make room on the disk, or the folder writable, and go on with `natdeploy resume`: nothing stored before is lost"
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -156,7 +158,7 @@ class RunStore:
             if (folder / _DATABASE).exists():
                 raise UsageError(f"{folder} holds a run already; go on with `natdeploy resume {folder}` or choose another folder")
             _write_atomic(folder / "config.toml", f"{_toml(config)}\n".encode(errors="replace"))
-            _write_atomic(folder / _DATABASE, _new_database({**facts, "config": dict(config)}))
+            write_atomic(folder / _DATABASE, _new_database({**facts, "config": dict(config)}), _ROOM)
         return cls.open(folder)
 
     @classmethod
@@ -283,7 +285,7 @@ class RunStore:
         file = f"{name}-{version + 1}.safetensors"
         data = safetensors.torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
         row = (name, version + 1, file, hashlib.sha256(data).hexdigest(), _json(dict(info)))
-        _write_atomic(self._checkpoint(file), data)
+        write_atomic(self._checkpoint(file), data, _ROOM)
         try:
             self._write("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?)", *row)
         except NatdeployError:
@@ -394,31 +396,8 @@ def _json(value: Any) -> str:
     return json.dumps(value, allow_nan=False)
 
 
-def _write_atomic(path: Path, data: bytes) -> None:
-    """After this the file holds all of `data`, even if the power fails; or, on an error, what it held before."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise _unwritable(path, error.strerror) from error
-
-
 def _unwritable(path: Path, reason: str | None) -> NatdeployError:
-    return NatdeployError(
-        f"{path} cannot be written ({reason}); make room on the disk, or the folder writable, and go on with "
-        f"`natdeploy resume`: nothing stored before is lost"
-    )
+    return NatdeployError(f"{path} cannot be written ({reason}); {_ROOM}")
 
 
 def _toml(values: Mapping[str, Any], table: str = "") -> str:

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from natdeploy.errors import DamagedFileError
 from natdeploy.export.check import Batch, Parity, parity, runtime_accuracy
-from natdeploy.export.files import write_atomic
 from natdeploy.export.onnx import export_onnx
+from natdeploy.files import write_atomic
 from natdeploy.runtimes import ort
 from natdeploy.supernet import Subnet
 

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import torch
 
-from natdeploy.export.files import write_atomic
+from natdeploy.files import write_atomic
 from natdeploy.runtimes import ort
 from natdeploy.supernet import Subnet
 

@@ -180,6 +180,8 @@ def profile_table(
     workdir.mkdir(parents=True, exist_ok=True)
     journal = _Journal(workdir / "measurements.jsonl", _signature(plan, target))
     space, reference, archs = plan.space, plan.reference, [*plan.fit, *plan.test]
+    # Every chunk holds networks of all sizes and both roles, so what differs between chunks cannot pass for a property of them.
+    archs = [archs[i] for i in np.random.default_rng(plan.seed).permutation(len(archs))]
     blocks = [_Item(block_key(block), input_shape(block), partial(convert, block)) for block in plan.blocks]
     nets = [_Item(str(arch), (1, 3, arch.resolution, arch.resolution), partial(convert_net, arch)) for arch in archs]
     todo = [

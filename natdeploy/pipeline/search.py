@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from natdeploy._version import __version__
 from natdeploy.errors import DamagedFileError, UsageError
 from natdeploy.hardware.device import Target, host_facts
-from natdeploy.latency.predictor import LatencyPredictor
+from natdeploy.latency.predictor import LatencyPredictor, Quality, quality_text
 from natdeploy.logs import log_to
 from natdeploy.pipeline.budget import Budget, make_budget
 from natdeploy.pipeline.config import SearchConfig
@@ -87,7 +87,8 @@ def plan(config: SearchConfig, progress: Progress | None = None) -> Plan:
             "reachable": "known once the target is profiled",
         }
         return Plan(config, facts, {}, None)
-    return _plan(config, setting, make_problem(config, setting, LatencyPredictor.fit(table, setting.space)))
+    predictor = LatencyPredictor.fit(table, setting.space)
+    return _plan(config, setting, make_problem(config, setting, predictor), predictor.quality)
 
 
 def search(config: SearchConfig, progress: Progress | None = None) -> Path:
@@ -110,7 +111,7 @@ def search(config: SearchConfig, progress: Progress | None = None) -> Path:
     predictor = _predictor(config, setting, target, progress)
     profiling_s = time.perf_counter() - start
     problem = make_problem(config, setting, predictor)
-    made = _plan(config, setting, problem)
+    made = _plan(config, setting, problem, predictor.quality)
     for line in made.text():
         progress.note(line)
     assert made.budget is not None
@@ -197,11 +198,12 @@ def _facts(config: SearchConfig, setting: Setting) -> dict[str, str]:
     }
 
 
-def _plan(config: SearchConfig, setting: Setting, problem: Problem) -> Plan:
+def _plan(config: SearchConfig, setting: Setting, problem: Problem, quality: Quality) -> Plan:
     budget = make_budget(config, setting, first_lesson(setting, problem))
     constraints = f"; {', '.join(config.constraints)} can be met" if config.constraints else ""
     facts = _facts(config, setting) | {
         "target": str(problem.target),
+        "predictor": quality_text(quality),
         "reachable": ", ".join(f"{name} {show(name, low)} to {show(name, high)}" for name, (low, high) in problem.reachable.items())
         + constraints,
         "budget": str(budget),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -11,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Protocol
 
-from natdeploy.errors import NatdeployError
+from natdeploy.files import write_atomic
 from natdeploy.report.figures import AccuracyKind, Figure, Round, accuracy, accuracy_kind, anchor, front_figure, history_figure
 from natdeploy.report.markup import Markup, element, join
 from natdeploy.report.tables import MISSING, Pick, by_latency, labels, latency_ms, millions, milliseconds, percent
@@ -102,14 +101,7 @@ def write_page(path: Path, data: PageData) -> None:
     Raises:
         NatdeployError: it cannot be written; an existing page stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(render(data), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise NatdeployError(f"{path} cannot be written ({error.strerror}); make room or give another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(path, render(data).encode())
 
 
 def render(data: PageData) -> str:

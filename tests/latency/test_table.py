@@ -95,7 +95,7 @@ def folder(tmp_path: Path) -> Path:
         ("t.csv", "0.125", "-0.125", r"t\.csv, line 2: a latency must be positive"),
         ("t.csv", "0.125", "nan", r"t\.csv, line 2: a latency must be positive"),
         ("t.csv", "yes", "maybe", r"t\.csv, line 2: unstable must be"),
-        ("t.csv", "stem", "stern", r"t\.csv, line 2: .*is no block"),
+        ("t.csv", "classifier", "classier", r"t\.csv, line 2: .*is no block"),
         ("t.csv", ",30,", ",", r"t\.csv, line 2"),
         ("t.subnets.csv", "fit", "train", r"t\.subnets\.csv, line 2: role must be"),
         ("t.subnets.csv", "r16", "s16", r"t\.subnets\.csv, line 2: .*is no architecture"),

@@ -217,10 +217,9 @@ def test_a_run_is_not_made_over_another(run: RunStore) -> None:
 def test_a_run_whose_making_was_interrupted_can_be_made_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "run.sqlite.tmp").write_bytes(b"half")
+    (folder / ".run.sqlite.1").write_bytes(b"half")
     with RunStore.create(folder, {"seed": 1}, {}) as run:
         assert run.config == {"seed": 1}
-    assert not (folder / "run.sqlite.tmp").exists()
 
 
 @pytest.mark.parametrize("exists", [False, True])

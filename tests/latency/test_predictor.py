@@ -1,0 +1,228 @@
+"""Predictors: on an invented machine whose law is known, on a phone's real blocks, and against damage."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xgboost
+
+from natdeploy.errors import DamagedFileError, UsageError
+from natdeploy.latency.blocks import Floats, boundary, cold, depthwise_kinds, work, work_names
+from natdeploy.latency.predictor import BlockModel, LatencyPredictor, quality_text
+from natdeploy.latency.profile import make_plan, space_blocks
+from natdeploy.latency.table import BlockRow, Provenance, SubnetRow, Table, Timing
+from natdeploy.space import Block, get_space
+
+SPACE = get_space("mbv2")
+CLASSES = 10
+CALL_MS = 0.02
+
+
+def within_ms(block: Block) -> float:
+    """The invented machine: every kernel has its own cost, each layer starts up, memory costs too."""
+    depthwise = {3: 9e-8, 5: 5e-8, 7: 4e-8}.get(block.kernel, 0.0)
+    traffic = 2e-8 * block.activation_bytes + 4e-8 * block.params
+    macs = 1.3e-8 * (block.expand_macs + block.project_macs) + depthwise * block.depthwise_macs
+    return macs + traffic + 0.004 * (block.kind == "mbconv")
+
+
+def alone_ms(block: Block) -> float:
+    return 0.9 * within_ms(block) + CALL_MS + 2e-7 * block.size**2 * block.in_channels
+
+
+def timing(latency_ms: float) -> Timing:
+    return Timing(latency_ms, latency_ms, 30, 3, False)
+
+
+def invented_table(noise: float) -> Table:
+    plan = make_plan(SPACE, CLASSES, blocks=90, fit=24, test=30, seed=0)
+    rng = np.random.default_rng(0)
+
+    def noisy(latency_ms: float) -> Timing:
+        return timing(latency_ms * float(np.exp(noise * rng.standard_normal())))
+
+    subnets = [
+        SubnetRow(arch, role, noisy(CALL_MS + sum(map(within_ms, SPACE.blocks(arch, CLASSES)))))
+        for role, archs in (("fit", plan.fit), ("test", plan.test))
+        for arch in archs
+    ]
+    provenance = Provenance.model_construct(
+        device="host",
+        runtime="onnxruntime",
+        runtime_version="1",
+        precision="fp32",
+        threads=1,
+        space=SPACE.name,
+        classes=CLASSES,
+        utc="2026-01-01T00:00:00+00:00",
+    )
+    return Table(tuple(BlockRow(block, noisy(alone_ms(block))) for block in plan.blocks), tuple(subnets), provenance)
+
+
+@pytest.fixture(scope="module")
+def table() -> Table:
+    return invented_table(noise=0.02)
+
+
+@pytest.fixture(scope="module")
+def predictor(table: Table) -> LatencyPredictor:
+    return LatencyPredictor.fit(table, SPACE)
+
+
+def test_work_names_its_columns_and_puts_each_kernel_into_its_own() -> None:
+    blocks = [block for block in space_blocks(SPACE, CLASSES) if block.kind == "mbconv"]
+    kinds = depthwise_kinds(blocks)
+    names = work_names(kinds)
+    columns = work(blocks, kinds)
+    assert columns.shape == (len(blocks), len(names))
+    own = [i for i, name in enumerate(names) if name.startswith("depthwise k")]
+    assert ((columns[:, own] > 0).sum(axis=1) == 1).all()
+    b = blocks[0]
+    assert columns[0, names.index(f"depthwise k{b.kernel} s{b.stride} macs")] == b.depthwise_macs
+    assert work([], kinds).shape == (0, len(names))
+    assert boundary([]).shape == cold([]).shape == (0, 2)
+
+
+def test_unseen_networks_of_a_noisy_machine_are_predicted(predictor: LatencyPredictor) -> None:
+    quality = predictor.quality
+    assert quality.n == 30
+    assert quality.within_5 >= 0.85
+    assert quality.within_10 == 1.0
+    assert quality.spearman > 0.99
+    assert 0.7 <= quality.coverage <= 1.0
+    assert re.search(r"30 unseen networks: within 5 % \d+%", quality_text(quality))
+
+
+def test_the_smaller_the_noise_the_smaller_the_error() -> None:
+    assert LatencyPredictor.fit(invented_table(noise=0.0), SPACE).quality.mape < 0.01
+
+
+def test_totals_of_genotypes_are_predictions_of_architectures(predictor: LatencyPredictor) -> None:
+    genotypes = SPACE.sample(50, np.random.default_rng(1))
+    archs = SPACE.decode_all(genotypes)
+    prediction = predictor.predict(SPACE, archs, CLASSES)
+    total = predictor.total(SPACE, CLASSES)(genotypes)
+    np.testing.assert_allclose(prediction.latency_ms, total)
+    truth = np.array([CALL_MS + sum(map(within_ms, SPACE.blocks(arch, CLASSES))) for arch in archs])
+    assert np.abs(total / truth - 1).mean() < 0.05
+    assert (prediction.low_ms < prediction.latency_ms).all()
+    assert (prediction.latency_ms < prediction.high_ms).all()
+    assert prediction.known.all()
+
+
+def test_blocks_that_run_alone_are_predicted(predictor: LatencyPredictor) -> None:
+    blocks = [block for block in space_blocks(SPACE, CLASSES) if block.kind == "mbconv"]
+    error = np.abs(predictor.predict_blocks(blocks) / [alone_ms(block) for block in blocks] - 1)
+    assert error.mean() < 0.05
+
+
+def test_what_was_never_measured_is_flagged(table: Table) -> None:
+    def seen(block: Block) -> bool:
+        return block.kernel != 7 and block.size <= 128
+
+    kept = tuple(row for row in table.blocks if seen(row.block))
+    nets = tuple(row for row in table.subnets if row.role == "test" or all(map(seen, SPACE.blocks(row.arch, CLASSES))))
+    small = SPACE.restrict(resolutions=[64, 96])
+    rng = np.random.default_rng(3)
+    extra = [arch for arch in small.decode_all(small.sample(1500, rng)) if all(map(seen, SPACE.blocks(arch, CLASSES)))][:6]
+    nets += tuple(SubnetRow(arch, "fit", timing(1.0 + i)) for i, arch in enumerate(extra))
+    predictor = LatencyPredictor.fit(replace(table, blocks=kept, subnets=nets), SPACE)
+    archs = SPACE.decode_all(SPACE.sample(60, rng)) + extra
+    known = predictor.predict(SPACE, archs, CLASSES).known
+    assert known[-len(extra) :].all()
+    assert [bool(each) for each in known] == [all(map(seen, SPACE.blocks(arch, CLASSES))) for arch in archs]
+
+
+def test_more_classes_than_measured_are_flagged_and_fewer_are_not(predictor: LatencyPredictor) -> None:
+    arch = SPACE.decode(SPACE.lower)
+    assert predictor.predict(SPACE, [arch], 2).known.all()
+    assert not predictor.predict(SPACE, [arch], 1000).known.any()
+
+
+def test_too_small_a_table_is_refused(table: Table) -> None:
+    with pytest.raises(UsageError, match="0 networks to learn from"):
+        LatencyPredictor.fit(replace(table, subnets=tuple(row for row in table.subnets if row.role == "test")), SPACE)
+    with pytest.raises(UsageError, match="3 blocks"):
+        LatencyPredictor.fit(replace(table, blocks=table.blocks[:3]), SPACE)
+
+
+def test_saved_and_loaded_it_predicts_the_same(predictor: LatencyPredictor, tmp_path: Path) -> None:
+    path = tmp_path / "predictor.json"
+    predictor.save(path)
+    back = LatencyPredictor.load(path)
+    genotypes = SPACE.sample(30, np.random.default_rng(2))
+    assert (back.total(SPACE, CLASSES)(genotypes) == predictor.total(SPACE, CLASSES)(genotypes)).all()
+    blocks = space_blocks(SPACE, CLASSES)
+    assert (back.predict_blocks(blocks) == predictor.predict_blocks(blocks)).all()
+    archs = SPACE.decode_all(genotypes)
+    assert (back.predict(SPACE, archs, CLASSES).known == predictor.predict(SPACE, archs, CLASSES).known).all()
+    assert (back.quality, back.source) == (predictor.quality, predictor.source)
+    assert [each.name for each in tmp_path.iterdir()] == ["predictor.json"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: state.pop("call_ms"),
+        lambda state: state.update(format="something else"),
+        lambda state: state.update(surplus=1),
+        lambda state: state.update(network_weights=state["network_weights"][:-1]),
+        lambda state: state.update(booster="{}"),
+        lambda state: state["quality"].pop("mape"),
+    ],
+)
+def test_a_damaged_file_is_refused(predictor: LatencyPredictor, tmp_path: Path, damage: object) -> None:
+    assert callable(damage)
+    path = tmp_path / "predictor.json"
+    predictor.save(path)
+    state = json.loads(path.read_text())
+    damage(state)
+    path.write_text(json.dumps(state))
+    with pytest.raises(DamagedFileError, match=r"predictor\.json"):
+        LatencyPredictor.load(path)
+
+
+def test_a_truncated_or_missing_file_is_refused(predictor: LatencyPredictor, tmp_path: Path) -> None:
+    path = tmp_path / "predictor.json"
+    predictor.save(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DamagedFileError, match="is no predictor"):
+        LatencyPredictor.load(path)
+    with pytest.raises(DamagedFileError, match="there is no predictor"):
+        LatencyPredictor.load(tmp_path / "none.json")
+
+
+def phone_blocks(folder: Path) -> tuple[list[Block], Floats]:
+    """MBConv blocks without squeeze-and-excitation of a Samsung Note10 (once-for-all's table)."""
+    pattern = re.compile(
+        r"expanded_conv-input:(\d+)x\d+x(\d+)-output:\d+x\d+x(\d+)-expand:(\d+)-kernel:(\d)-stride:(\d)-idskip:\d-se:0-hs:\d"
+    )
+    found: dict[Block, float] = {}
+    with (folder / "latency" / "ofa_note10_blocks.csv").open() as file:
+        for row in csv.DictReader(file):
+            if match := pattern.fullmatch(row["key"]):
+                size, inputs, outputs, mid, kernel, stride = map(int, match.groups())
+                found[Block("mbconv", size, inputs, mid, outputs, kernel, stride)] = float(row["mean_ms"])
+    return list(found), np.array(list(found.values()))
+
+
+def test_a_hundred_blocks_of_a_real_phone_predict_the_others_better_than_plain_xgboost_does(shared: Path) -> None:
+    blocks, latency_ms = phone_blocks(shared)
+    order = np.random.default_rng(0).permutation(len(blocks))
+    train, rest = order[:100], order[100:]
+    model = BlockModel.fit([blocks[i] for i in train], latency_ms[train])
+    error = np.abs(model.predict([blocks[i] for i in rest]) / latency_ms[rest] - 1)
+    columns = np.log1p(work(blocks, depthwise_kinds(blocks)))
+    plain = xgboost.XGBRegressor(n_estimators=300, max_depth=4, learning_rate=0.05, n_jobs=1, random_state=0)
+    plain.fit(columns[train], np.log(latency_ms[train]))
+    plain_error = np.abs(np.exp(plain.predict(columns[rest])) / latency_ms[rest] - 1)
+    assert len(rest) > 200
+    assert model.booster is not None
+    assert (error <= 0.05).mean() > (plain_error <= 0.05).mean() + 0.1
+    assert (error <= 0.10).mean() >= 0.95
