@@ -157,7 +157,7 @@ class RunStore:
         with _locked(folder):
             if (folder / _DATABASE).exists():
                 raise UsageError(f"{folder} holds a run already; go on with `natdeploy resume {folder}` or choose another folder")
-            _write_atomic(folder / "config.toml", f"{_toml(config)}\n".encode(errors="replace"))
+            write_atomic(folder / "config.toml", f"{_toml(config)}\n".encode(errors="replace"), _ROOM)
             write_atomic(folder / _DATABASE, _new_database({**facts, "config": dict(config)}), _ROOM)
         return cls.open(folder)
 

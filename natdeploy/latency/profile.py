@@ -26,6 +26,9 @@ from natdeploy.latency.table import BlockRow, Provenance, Role, SubnetRow, Table
 from natdeploy.progress import Progress
 from natdeploy.space import Arch, Block, BlockSum, Layer, SearchSpace
 
+JOURNAL = "measurements.jsonl"
+"""Everything measured, raw samples included."""
+
 CHUNK = 40
 """Models measured together: an interruption loses no more than these."""
 
@@ -178,7 +181,7 @@ def profile_table(
         DamagedFileError: `workdir` holds something else than an earlier part of this measurement.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    journal = _Journal(workdir / "measurements.jsonl", _signature(plan, target))
+    journal = _Journal(workdir / JOURNAL, _signature(plan, target))
     space, reference, archs = plan.space, plan.reference, [*plan.fit, *plan.test]
     # Every chunk holds networks of all sizes and both roles, so what differs between chunks cannot pass for a property of them.
     archs = [archs[i] for i in np.random.default_rng(plan.seed).permutation(len(archs))]

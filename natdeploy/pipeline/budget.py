@@ -75,7 +75,7 @@ class Budget:
         return (
             f"about {self.minutes:.1f} min ({self.source}): {self.warmup_steps} training steps, {self.nat.rounds} rounds of "
             f"{self.round_steps}, {self.final_steps} with the front alone; {self.nat.initial} nets evaluated at first, "
-            f"{self.nat.infill} new ones a round (here a step takes {self.step_seconds:.2f} s, a net {self.evaluation_seconds:.2f} s)"
+            f"{self.nat.infill} new ones a round (a step takes {self.step_seconds:.2f} s, a net {self.evaluation_seconds:.2f} s)"
         )
 
     def to_json(self) -> dict[str, Any]:

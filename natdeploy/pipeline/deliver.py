@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -188,6 +189,10 @@ def benchmark(
         if str(chosen) == str(_target(config)):
             for net in measured:
                 store.put_net(net)
+            limit_ms = _latency_limit_ms(config)
+            over = [net.id for net in measured if net.role == "front" and (net.measured_p50_ms or 0.0) > limit_ms]
+            if over:
+                progress.note(f"measured above the limit of {limit_ms:g} ms, though predicted below it: {', '.join(over)}")
         return measured
 
 
@@ -213,7 +218,7 @@ def report(folder: Path) -> ReportResult:
         picks = _picks(nets, config)
         quality = Quality(**store.get("quality"))
         rounds = [Round.from_facts(facts) for facts in store.rounds()]
-        limits = [each.bound for each in map(parse_constraint, config.constraints) if each.objective == "latency"]
+        limit_ms = _latency_limit_ms(config)
         data = PageData(
             title=folder.resolve().name,
             command=shlex.join(store.get("command")),
@@ -223,7 +228,7 @@ def report(folder: Path) -> ReportResult:
             nets=nets,
             picks=picks,
             constraints=config.constraints,
-            latency_limit_ms=min(limits, default=None),
+            latency_limit_ms=limit_ms if math.isfinite(limit_ms) else None,
             rounds=rounds,
             quality=quality,
             seconds=store.seconds(),
@@ -252,6 +257,12 @@ def _finished(store: RunStore) -> tuple[NetRecord, ...]:
 
 def _target(config: SearchConfig) -> Target:
     return parse_target(config.target, config.threads)
+
+
+def _latency_limit_ms(config: SearchConfig) -> float:
+    """The tightest bound on latency; infinite where there is none."""
+    constraints = map(parse_constraint, config.constraints)
+    return min((each.bound for each in constraints if each.objective == "latency"), default=math.inf)
 
 
 def _picks(nets: Sequence[NetRecord], config: SearchConfig) -> tuple[Choice, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +13,16 @@ from platformdirs import user_data_path
 from natdeploy.hardware.device import RUNTIMES, Target, host_facts, parse_target
 from natdeploy.latency.blocks import input_shape
 from natdeploy.latency.predictor import LatencyPredictor, Quality
-from natdeploy.latency.profile import Plan, make_plan, profile_table
+from natdeploy.latency.profile import JOURNAL, Plan, make_plan, profile_table
 from natdeploy.latency.table import Table, read_table, write_table
 from natdeploy.progress import Progress, Silent
 from natdeploy.space import Arch, Block, SearchSpace, get_space
 from natdeploy.supernet import Subnet, build_block
 
-DEFAULT_MINUTES = 4.0
-FIT_SUBNETS, TEST_SUBNETS = 14, 24
-SECONDS_A_BLOCK, SECONDS_A_SUBNET = 0.75, 2.2
+DEFAULT_MINUTES = 3.5
+FIT_SUBNETS, TEST_SUBNETS = 36, 24
+"""Whole networks to learn from matter most: with 36, 92 to 95 % of unseen ones came within 5 %, with 14 only 85 to 89 %."""
+SECONDS_A_BLOCK, SECONDS_A_SUBNET = 0.9, 2.4
 """Measuring and converting on a 2.5 GHz server core; they only decide how many blocks fit a budget of minutes."""
 MIN_BLOCKS = 60
 CLASSIFIERS = (10, 100, 1000)
@@ -100,7 +100,9 @@ def measure_table(
 
     table = profile_table(_plan(space, classes, minutes, seed), convert, convert_net, target, workdir, progress=progress)
     write_table(folder, target.slug, table)
-    shutil.rmtree(workdir)
+    # The raw samples stay beside what was made of them.
+    (workdir / JOURNAL).replace(folder / f"{target.slug}.{JOURNAL}")
+    workdir.rmdir()
     return table
 
 

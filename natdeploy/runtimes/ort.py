@@ -63,6 +63,8 @@ def convert(module: torch.nn.Module, example: torch.Tensor, path: Path, *, dynam
         with warnings.catch_warnings():
             # The TorchScript exporter is deprecated but ten times faster than its successor, and these graphs are plain.
             warnings.filterwarnings("ignore", category=DeprecationWarning)
+            # Said of the operators that compute an asymmetric padding; ONNX Runtime folds them.
+            warnings.filterwarnings("ignore", message="Constant folding - Only steps=1", category=UserWarning)
             torch.onnx.export(
                 module,
                 (example,),

@@ -1,0 +1,81 @@
+"""Profiling for real, as briefly as it goes: its numbers mean nothing here, what is done with them does."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from natdeploy import pipeline
+from natdeploy.errors import UsageError
+from natdeploy.hardware.device import parse_target
+from natdeploy.hardware.measure import QUICK
+from natdeploy.latency.table import read_table
+from natdeploy.pipeline.profile import find_table, table_folder
+from natdeploy.progress import Silent
+from natdeploy.space import get_space
+
+profile_module = sys.modules["natdeploy.pipeline.profile"]
+"""The package exports the function of that name."""
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> pipeline.ProfileResult:
+    with pytest.MonkeyPatch.context() as patch:
+        brief = partial(profile_module.profile_table, block_settings=QUICK, subnet_settings=QUICK)
+        patch.setattr(profile_module, "profile_table", brief)
+        patch.setattr(profile_module, "FIT_SUBNETS", 6)
+        patch.setattr(profile_module, "TEST_SUBNETS", 8)
+        return pipeline.profile("host", "onnxruntime", space="demo", tables=tmp_path_factory.mktemp("tables"), budget_minutes=0.1)
+
+
+def test_table_holds_what_was_measured_and_its_quality_is_of_unseen_nets(result: pipeline.ProfileResult) -> None:
+    table = read_table(result.folder, result.slug)
+    assert (len(table.blocks), len(table.subnets)) == (result.rows, result.subnets)
+    assert result.subnets == 14
+    assert result.quality.n == 8
+    assert {row.block.out_channels for row in table.blocks if row.block.kind == "classifier"} == {10, 100, 1000}
+    assert all(row.timing.latency_ms > 0 for row in table.blocks)
+    assert table.provenance.runtime_version
+    assert not list(result.folder.glob(".*")), "the measurement's work folder is gone once the table is written"
+
+
+def test_table_is_found_again_but_not_for_another_machine(result: pipeline.ProfileResult) -> None:
+    target, space, tables = parse_target("host"), get_space("demo"), result.folder.parents[1]
+    assert result.folder == table_folder(tables, target, space)
+    assert find_table(tables, target, space, Silent()) == read_table(result.folder, result.slug)
+    provenance = result.folder / f"{result.slug}.toml"
+    text = provenance.read_text()
+    try:
+        provenance.write_text(text.replace("cpu = ", 'cpu = "another" # ', 1))
+        notes = Notes()
+        assert find_table(tables, target, space, notes) is None
+        assert "processor was another" in notes.lines[0]
+    finally:
+        provenance.write_text(text)
+
+
+def test_two_threads_are_another_target(result: pipeline.ProfileResult) -> None:
+    tables = result.folder.parents[1]
+    assert find_table(tables, parse_target("host", 2), get_space("demo"), Silent()) is None
+
+
+def test_unknown_device_runtime_and_space_are_refused(tmp_path: Path) -> None:
+    for arguments, sentence in (
+        (("toaster", "onnxruntime"), "no device 'toaster'"),
+        (("host", "tensorrt"), "no runtime 'tensorrt'"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            pipeline.profile(*arguments, tables=tmp_path)
+    with pytest.raises(UsageError, match="no space 'mars'"):
+        pipeline.profile(space="mars", tables=tmp_path)
