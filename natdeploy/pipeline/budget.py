@@ -27,10 +27,10 @@ ROUNDS, INITIAL, INFILL, PARENTS = 4, 40, 8, 16
 WARMUP_SHARE, FINAL_SHARE = 0.4, 0.35
 """Of the training steps: before the first evaluation, and after the last round. The rounds share the others."""
 
-EVALUATION_SHARE = 0.25
+EVALUATION_SHARE = 0.15
 """Of the minutes, at most, for judging architectures; the rest trains."""
 
-SECONDS_A_ROUND = 120
+SECONDS_A_ROUND = 200
 MIN_INITIAL = 16
 
 ROUND_SECONDS = 4.0

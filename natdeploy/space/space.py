@@ -49,6 +49,10 @@ class Stage:
     kernels: tuple[int, ...] = (3, 5, 7)
     expansions: tuple[int, ...] = (3, 6)
 
+    def __post_init__(self) -> None:
+        if not (1 <= self.min_depth <= self.max_depth and self.kernels and self.expansions):
+            raise UsageError(f"a stage needs 1 <= min_depth <= max_depth, kernels and expansions; this one is {self}")
+
     @property
     def choices(self) -> tuple[Layer, ...]:
         """What a slot may hold; the code of a choice is its index plus one."""
