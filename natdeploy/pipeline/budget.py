@@ -135,6 +135,6 @@ def _measure(config: SearchConfig, setting: Setting, lesson: Lesson) -> tuple[fl
     adapter.run(TIMED_STEPS + 1, lesson, lambda: None)
     step_s = (time.perf_counter() - start) / TIMED_STEPS
     start = time.perf_counter()
-    for arch in (lesson.teacher, lesson.smallest):
+    for arch in (lesson.teachers[0], lesson.teachers[-1]):
         judge(calibrated_subnet(supernet, arch, setting.task), setting.task, "validation")
     return step_s, (time.perf_counter() - start) / 2

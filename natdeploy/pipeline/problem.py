@@ -14,11 +14,14 @@ from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.setting import Setting
 from natdeploy.search import Constraint, Objectives, parse_constraint, reachable_range, smallest_feasible
 from natdeploy.space import Arch, BlockSum, Genotypes, SearchSpace
-from natdeploy.training.adapt import ArchSampler
+from natdeploy.training.adapt import ArchSampler, Lesson
+
+TEACHER_SHARE = 0.6
+"""Of the baseline's resolution, from which on the seed's architecture may teach."""
 
 _DRAWS = 64
 """Architectures drawn at once when only those within the constraints may be trained."""
-_MUTATION = 0.25
+_MUTATION = 0.1
 """Share of the seed architecture's choices that are drawn anew for architectures around it."""
 
 
@@ -30,7 +33,7 @@ class Problem:
         target: where latency counts.
         objectives: `error` first.
         constraints: to keep.
-        teacher: the seed's architecture, at the first resolution at which it exceeds a constraint, or the middle one without any.
+        baseline: the seed's architecture, at the first resolution at which it exceeds a constraint, or the middle one without any.
         smallest: the smallest architecture of the space that keeps the constraints.
         reachable: (least, greatest) value of every cheap objective.
     """
@@ -38,7 +41,7 @@ class Problem:
     target: Target
     objectives: Objectives
     constraints: tuple[Constraint, ...]
-    teacher: Arch
+    baseline: Arch
     smallest: Arch
     reachable: Mapping[str, tuple[float, float]]
 
@@ -79,10 +82,10 @@ def make_problem(config: SearchConfig, setting: Setting, predictor: LatencyPredi
     rng = np.random.default_rng(config.seed)
     smallest = space.decode(smallest_feasible(space, objectives, constraints, rng))
     reachable = {name: reachable_range(function, space, rng) for name, function in objectives.cheap.items()}
-    return Problem(target, objectives, constraints, _teacher(setting, objectives, constraints), smallest, reachable)
+    return Problem(target, objectives, constraints, _baseline(setting, objectives, constraints), smallest, reachable)
 
 
-def _teacher(setting: Setting, objectives: Objectives, constraints: Sequence[Constraint]) -> Arch:
+def _baseline(setting: Setting, objectives: Objectives, constraints: Sequence[Constraint]) -> Arch:
     archs = [setting.seed_arch(resolution) for resolution in setting.space.resolutions]
     if not constraints:
         return archs[len(archs) // 2]
@@ -106,7 +109,7 @@ def within(problem: Problem, space: SearchSpace, draw: Callable[[int, np.random.
 
 def around_seed(setting: Setting, problem: Problem) -> ArchSampler:
     """The seed's architecture at any resolution with a few choices changed: such nets inherit most of it, and so are good early."""
-    space, seed = setting.space, setting.space.encode(problem.teacher)
+    space, seed = setting.space, setting.space.encode(problem.baseline)
 
     def draw(count: int, rng: np.random.Generator) -> Genotypes:
         drawn = space.mutate(np.tile(seed, (count, 1)), rng, _MUTATION)
@@ -116,12 +119,19 @@ def around_seed(setting: Setting, problem: Problem) -> ArchSampler:
     return within(problem, space, draw)
 
 
+def first_lesson(setting: Setting, problem: Problem) -> Lesson:
+    """What the warm-up teaches: the seed's architecture at the larger resolutions leads those around it."""
+    largest = problem.baseline.resolution
+    resolutions = [each for each in setting.space.resolutions if TEACHER_SHARE * largest <= each <= largest]
+    return Lesson(setting.task, [setting.seed_arch(each) for each in resolutions], around_seed(setting, problem))
+
+
 def first_archs(setting: Setting, problem: Problem, count: int, seed: int) -> list[Arch]:
-    """Architectures for the first archive: the teacher, the seed's own at every resolution that keeps the constraints, and as many
+    """Architectures for the first archive: the baseline, the seed's own at every resolution that keeps the constraints, and as many
     around it as make half of `count`; the search adds others from the whole space.
     """
     own = [setting.seed_arch(resolution) for resolution in setting.space.resolutions]
     kept = problem.objectives.violation(setting.space.encode_all(own), problem.constraints) == 0
-    archs = [problem.teacher, *(arch for arch, keeps in zip(own, kept, strict=True) if keeps)]
+    archs = [problem.baseline, *(arch for arch, keeps in zip(own, kept, strict=True) if keeps)]
     near = around_seed(setting, problem)(max(0, count // 2 - len(archs)), np.random.default_rng([seed, len(archs)]))
     return list(dict.fromkeys([*archs, *near]))[:count]

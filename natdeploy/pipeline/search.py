@@ -21,7 +21,7 @@ from natdeploy.logs import log_to
 from natdeploy.pipeline.budget import Budget, make_budget
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.evaluate import Evaluator, calibrated_subnet, judge
-from natdeploy.pipeline.problem import Problem, around_seed, first_archs, make_problem, requirements, within
+from natdeploy.pipeline.problem import Problem, first_archs, first_lesson, make_problem, requirements, within
 from natdeploy.pipeline.profile import DEFAULT_MINUTES, find_table, measure_table, tables_folder
 from natdeploy.pipeline.setting import Setting, prepare
 from natdeploy.progress import Progress, Silent
@@ -215,11 +215,6 @@ def _environment() -> dict[str, Any]:
     return {**host_facts(), "natdeploy": __version__, "torch": torch.__version__}
 
 
-def first_lesson(setting: Setting, problem: Problem) -> Lesson:
-    """What the warm-up teaches; the rounds differ in the sampler alone."""
-    return Lesson(setting.task, problem.teacher, problem.smallest, around_seed(setting, problem))
-
-
 def _start(
     config: SearchConfig, setting: Setting, problem: Problem, budget: Budget, *, store: RunStore, progress: Progress
 ) -> None:
@@ -307,17 +302,17 @@ class _Search:
 
         The front is chosen: validation and calibration images have done their work, and may be learned from as well.
         """
-        front = [archive.archs[index] for index in archive.front()]
-        by_error = [front[index] for index in archive.values[archive.front(), 0].argsort(kind="stable")]
-        smallest = front[int(self.problem.objectives.cheap["latency"](self.setting.space.encode_all(front)).argmin())]
+        chosen = archive.front()
+        front = [archive.archs[index] for index in chosen]
+        by_error = [front[index] for index in archive.values[chosen, 0].argsort(kind="stable")]
         task = self.setting.final_task()
 
         def sample(count: int, rng: np.random.Generator) -> list[Arch]:
             return [front[index] for index in rng.integers(len(front), size=count)]
 
-        self._train("training the front", self.budget.total_steps, Lesson(task, by_error[0], smallest, sample))
+        self._train("training the front", self.budget.total_steps, Lesson(task, by_error[: -(-len(front) // 2)], sample))
         start = time.perf_counter()
-        nets = [("front", arch) for arch in front] + [("baseline", self.problem.teacher)]
+        nets = [("front", arch) for arch in front] + [("baseline", self.problem.baseline)]
         statistics: dict[str, torch.Tensor] = {}
         with self.progress.task("judging on test images", len(nets), "nets") as advance:
             for role, arch in nets:

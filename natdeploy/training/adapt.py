@@ -1,8 +1,9 @@
 """Supernet adaptation (NAT, arXiv 2005.05859, section on supernet adaptation): every step trains a few weight-sharing subnets.
 
-A step is a sandwich (US-Nets, arXiv 1903.05134): the teacher learns from the labels; the smallest subnet and a few sampled ones
-learn from the labels and from the teacher's answer to the same crop (in-place distillation, BigNAS, arXiv 2003.11142), each at its
-own resolution. The archs sampled decide where in the space the weights become good; the search hands in the sampler.
+A teacher learns from the labels; sampled students learn from the labels and from the teacher's answer to the same crop (in-place
+distillation, US-Nets, arXiv 1903.05134), each at its own resolution. The archs sampled decide where in the space the weights
+become good; the search hands in the sampler. Unlike in US-Nets' sandwich, the smallest subnet does not learn in every step: in a
+short budget its gradients spoil the weights for everyone else (docs/design.md).
 """
 
 from __future__ import annotations
@@ -28,14 +29,12 @@ class Lesson:
 
     Attributes:
         task: gives batches and the loss.
-        teacher: the subnet the others learn from.
-        smallest: learns in every step, because a supernet is as good as its ends (US-Nets).
-        sampler: draws the others.
+        teachers: each step one of them is drawn, and the students learn from it.
+        sampler: draws the students.
     """
 
     task: Task
-    teacher: Arch
-    smallest: Arch
+    teachers: Sequence[Arch]
     sampler: ArchSampler
 
 
@@ -45,7 +44,8 @@ class AdaptSettings(BaseModel):
     Attributes:
         train: how weights move.
         head_share: share of all steps in which only the classifier learns, so that a random one does not spoil the features.
-        students: sampled subnets a step, beside teacher and smallest.
+        students: sampled subnets a step, beside the teacher.
+        student_weight: of each student's loss, which has two terms; the teacher's has one and weighs 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +53,7 @@ class AdaptSettings(BaseModel):
     train: TrainSettings = TrainSettings()
     head_share: float = 0.08
     students: int = 1
+    student_weight: float = 0.5
 
 
 class Adapter:
@@ -80,16 +81,17 @@ class Adapter:
         head_only = step < self.head_steps
         for name, parameter in self._supernet.named_parameters():
             parameter.requires_grad_(not head_only or name.startswith("classifier."))
-        images, labels = self._batch(step, lesson, lesson.teacher.resolution)
-        logits = self._supernet(images, lesson.teacher)
+        rng = np.random.default_rng([self._seed, step])
+        teacher = lesson.teachers[int(rng.integers(len(lesson.teachers)))]
+        images, labels = self._batch(step, lesson, teacher.resolution)
+        logits = self._supernet(images, teacher)
         yield lesson.task.loss(logits, labels)
         if head_only:
             return
         soft = logits.detach()
-        drawn = lesson.sampler(self.settings.students, np.random.default_rng([self._seed, step]))
-        for arch in (lesson.smallest, *drawn):
+        for arch in lesson.sampler(self.settings.students, rng):
             images, labels = self._batch(step, lesson, arch.resolution)
-            yield lesson.task.loss(self._supernet(images, arch), labels, soft)
+            yield self.settings.student_weight * lesson.task.loss(self._supernet(images, arch), labels, soft)
 
     def _batch(self, step: int, lesson: Lesson, resolution: int) -> tuple[Tensor, Tensor]:
         """The step's images on the supernet's device; the same crops at every resolution."""

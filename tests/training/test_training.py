@@ -53,7 +53,7 @@ def sampler(count: int, rng: np.random.Generator) -> Sequence[Arch]:
     return SPACE.decode_all(SPACE.sample(count, rng))
 
 
-LESSON = Lesson(TASK, SEED_ARCH, SPACE.decode(SPACE.lower), sampler)
+LESSON = Lesson(TASK, [SEED_ARCH, SPACE.decode(SPACE.upper)], sampler)
 
 
 def adapter(head_share: float = 0.25, steps: int = 8) -> Adapter:
