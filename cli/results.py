@@ -22,7 +22,7 @@ def show_report(result: ReportResult, *, as_json: bool) -> None:
         return
     print_nets(result.nets, result.picks)
     for pick in result.picks:
-        typer.echo(f"{pick.rule:8} {pick.id}  {pick.reason}")
+        typer.echo(f"{pick.rule:8} {pick.reason}")
     typer.echo(f"\nreport: {result.page}")
 
 
@@ -36,7 +36,13 @@ def show_nets(nets: Sequence[NetRecord], *, as_json: bool) -> None:
     print_nets(nets, ())
     for net in nets:
         for file in net.files:
-            typer.echo(f"{net.id}  {file}")
+            typer.echo(f"{net.id}  {file}{_checked(net)}")
+
+
+def _checked(net: NetRecord) -> str:
+    if net.parity is None or net.runtime_accuracy is None:
+        return ""
+    return f"  logits within {net.parity:.0e} of torch's, {100 * net.runtime_accuracy:.1f} % of test images right in its runtime"
 
 
 def print_nets(nets: Sequence[NetRecord], picks: Sequence[Pick]) -> None:

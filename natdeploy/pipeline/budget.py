@@ -21,7 +21,7 @@ EPOCHS = 30
 MIN_STEPS = 60
 """Fewer training steps would leave the classifier half trained."""
 
-ROUNDS, INITIAL, INFILL, PARENTS = 4, 40, 8, 16
+ROUNDS, INITIAL, INFILL, PARENTS = 3, 32, 8, 12
 """Of a search without a budget in minutes."""
 
 WARMUP_SHARE, FINAL_SHARE = 0.4, 0.35
@@ -36,7 +36,10 @@ MIN_INITIAL = 16
 ROUND_SECONDS = 4.0
 """Surrogate, evolution and bookkeeping of a round on one core."""
 
-TIMED_STEPS = 6
+UNTIMED_STEPS, TIMED_STEPS = 2, 8
+
+MEAN_STEP = 0.8
+"""Of a warm-up step, what a step costs on average: those of the classifier alone and those of the front's nets are cheaper."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,12 @@ def make_budget(config: SearchConfig, setting: Setting, lesson: Lesson) -> Budge
         source = f"{EPOCHS} epochs of the {images} training images"
     else:
         nat = config.nat or _nat(60 * config.minutes, evaluation_s, config.rounds)
-        steps = max(MIN_STEPS, math.floor((60 * config.minutes - _search_seconds(nat, evaluation_s)) / step_s))
+        steps = max(MIN_STEPS, math.floor((60 * config.minutes - _search_seconds(nat, evaluation_s)) / (MEAN_STEP * step_s)))
         source = f"--minutes {config.minutes:g}"
     final_steps = round(steps * FINAL_SHARE)
     round_steps = max(1, round(steps * (1 - WARMUP_SHARE - FINAL_SHARE) / nat.rounds)) if nat.rounds else 0
     warmup_steps = steps - final_steps - nat.rounds * round_steps
-    seconds = steps * step_s + _search_seconds(nat, evaluation_s)
+    seconds = MEAN_STEP * steps * step_s + _search_seconds(nat, evaluation_s)
     return Budget(warmup_steps, round_steps, final_steps, nat, seconds / 60, step_s, evaluation_s, source)
 
 
@@ -129,10 +132,10 @@ def _measure(config: SearchConfig, setting: Setting, lesson: Lesson) -> tuple[fl
     """Seconds of a training step and of an evaluation, on a copy of the supernet."""
     supernet = copy.deepcopy(setting.supernet)
     settings = config.adapt.model_copy(update={"head_share": 0.0})
-    adapter = Adapter(supernet, settings, total_steps=TIMED_STEPS + 1, seed=config.seed)
-    adapter.run(1, lesson, lambda: None)
+    adapter = Adapter(supernet, settings, total_steps=UNTIMED_STEPS + TIMED_STEPS, seed=config.seed)
+    adapter.run(UNTIMED_STEPS, lesson, lambda: None)
     start = time.perf_counter()
-    adapter.run(TIMED_STEPS + 1, lesson, lambda: None)
+    adapter.run(UNTIMED_STEPS + TIMED_STEPS, lesson, lambda: None)
     step_s = (time.perf_counter() - start) / TIMED_STEPS
     start = time.perf_counter()
     for arch in (lesson.teachers[0], lesson.teachers[-1]):

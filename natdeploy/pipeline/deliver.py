@@ -25,7 +25,7 @@ from natdeploy.logs import log_to
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.evaluate import BATCH
 from natdeploy.pipeline.search import CHECKPOINT, LOG, STATISTICS, read_config
-from natdeploy.pipeline.setting import file_sha256, stored_convention, stored_task
+from natdeploy.pipeline.setting import stored_convention, stored_task
 from natdeploy.progress import Progress, Silent
 from natdeploy.report import PageData, Round, net_json, write_page
 from natdeploy.search import Choice, choose, parse_constraint
@@ -123,7 +123,7 @@ def _export(store: RunStore, net: NetRecord) -> NetRecord:
                 square_px=task.pixels.size, size_px=arch.resolution, mean=convention.mean, std=convention.std
             ),
             seed=config.seed_weights.name,
-            seed_sha256=file_sha256(config.seed_weights),
+            seed_sha256=store.get("seed_sha256"),
             versions={
                 "natdeploy": __version__,
                 "torch": torch.__version__,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from natdeploy.errors import DataError, UsageError
+from natdeploy.errors import DataError, UsageError, WeightsError
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.progress import Progress, Silent
 from natdeploy.space import Arch, SearchSpace, get_space
@@ -71,6 +69,7 @@ class Setting:
             "splits": self.task.splits.to_json(source),
             "classes": list(self.classes),
             "convention": asdict(self.convention),
+            "seed_sha256": self.seed.sha256,
         }
 
     def seed_arch(self, resolution: int) -> Arch:
@@ -100,7 +99,7 @@ def prepare(config: SearchConfig, progress: Progress, store: RunStore | None = N
 
     Raises:
         DataError: the images do not do, or are not those the run began with.
-        WeightsError: the seed is damaged or of another network.
+        WeightsError: the seed is damaged, of another network, or not the one the run began with.
         UsageError: no seed is given, or the space is unknown.
     """
     torch.set_num_threads(config.threads)
@@ -111,6 +110,8 @@ def prepare(config: SearchConfig, progress: Progress, store: RunStore | None = N
     shipped = get_space(config.space)
     seed = read_seed(config.seed_weights, shipped)
     if store is not None:
+        if seed.sha256 != store.get("seed_sha256"):
+            raise WeightsError(f"{config.seed_weights} is not the file this run began with; restore it or start a new run")
         task, convention = stored_task(config, store, progress), stored_convention(store)
     else:
         pixels = _decode(config, progress)
@@ -161,9 +162,3 @@ def _photos(pixels: Pixels, indices: Sequence[int]) -> torch.Tensor:
     """Evenly chosen images (n, 3, size, size) in 0..1."""
     stride = max(1, len(indices) // CONVENTION_IMAGES)
     return pixels.images[list(indices[::stride][:CONVENTION_IMAGES])].float() / 255
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,6 +16,7 @@ from natdeploy.latency.profile import make_plan
 from natdeploy.latency.table import BlockRow, Provenance, Role, SubnetRow, Table, Timing, write_table
 from natdeploy.pipeline import SearchConfig
 from natdeploy.pipeline.profile import table_folder
+from natdeploy.progress import Silent
 from natdeploy.runtimes import ort
 from natdeploy.search import NatSettings
 from natdeploy.space import cost, get_space
@@ -25,6 +26,21 @@ from natdeploy.training.adapt import AdaptSettings
 from natdeploy.training.loop import TrainSettings
 
 CLASSES, IMAGES = 3, 16
+
+
+class Notes(Silent):
+    """Keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,14 +20,6 @@ from natdeploy.space import get_space
 
 profile_module = sys.modules["natdeploy.pipeline.profile"]
 """The package exports the function of that name."""
-
-
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.lines.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +43,7 @@ def test_table_holds_what_was_measured_and_its_quality_is_of_unseen_nets(result:
     assert not list(result.folder.glob(".*")), "the measurement's work folder is gone once the table is written"
 
 
-def test_table_is_found_again_but_not_for_another_machine(result: pipeline.ProfileResult) -> None:
+def test_table_is_found_again_but_not_for_another_machine(result: pipeline.ProfileResult, notes: Any) -> None:
     target, space, tables = parse_target("host"), get_space("demo"), result.folder.parents[1]
     assert result.folder == table_folder(tables, target, space)
     assert find_table(tables, target, space, Silent()) == read_table(result.folder, result.slug)
@@ -58,7 +51,6 @@ def test_table_is_found_again_but_not_for_another_machine(result: pipeline.Profi
     text = provenance.read_text()
     try:
         provenance.write_text(text.replace("cpu = ", 'cpu = "another" # ', 1))
-        notes = Notes()
         assert find_table(tables, target, space, notes) is None
         assert "processor was another" in notes.lines[0]
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,8 +24,10 @@ from natdeploy import pipeline
 from natdeploy.errors import DamagedFileError, DataError, InfeasibleError, UsageError, WeightsError
 from natdeploy.hardware.measure import QUICK
 from natdeploy.pipeline import SearchConfig
-from natdeploy.space import Arch
+from natdeploy.space import Arch, get_space
+from natdeploy.space.catalog import plain_arch
 from natdeploy.store import RunStore
+from natdeploy.supernet import Subnet, write_seed
 
 
 def outcome(folder: Path) -> dict[str, object]:
@@ -127,8 +131,6 @@ def test_export_benchmark_report(finished: SearchConfig) -> None:
 
 
 def test_benchmark_before_export_says_what_to_do(config: SearchConfig, finished: SearchConfig, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(finished.out, copy)
     with closing(sqlite3.connect(copy / "run.sqlite")) as database:
@@ -206,23 +208,12 @@ def test_minutes_bound_the_work(config: SearchConfig) -> None:
     assert made.budget.total_steps > 60
 
 
-def test_corrupt_image_is_named_and_counted_or_refused(config: SearchConfig, tmp_path: Path) -> None:
-    import shutil
+def test_corrupt_image_is_named_and_counted_or_refused(config: SearchConfig, tmp_path: Path, notes: Any) -> None:
 
     data = tmp_path / "data"
     shutil.copytree(config.data, data)
     (data / "0" / "99.png").write_bytes(b"no image")
 
-    class Notes:
-        def __init__(self) -> None:
-            self.lines: list[str] = []
-
-        task = pipeline.search.__globals__["Silent"].task
-
-        def note(self, message: str) -> None:
-            self.lines.append(message)
-
-    notes = Notes()
     pipeline.plan(config.model_copy(update={"data": data}), notes)
     assert any("0/99.png" in line for line in notes.lines)
     assert any("1 damaged image was skipped" in line for line in notes.lines)
@@ -239,8 +230,6 @@ def test_seed_of_another_network_is_refused(config: SearchConfig, tmp_path: Path
 
 
 def test_changed_images_stop_a_resumed_run(config: SearchConfig, finished: SearchConfig, tmp_path: Path) -> None:
-    import shutil
-
     data, copy = tmp_path / "data", tmp_path / "copy"
     shutil.copytree(config.data, data)
     shutil.copytree(finished.out, copy)
@@ -252,9 +241,20 @@ def test_changed_images_stop_a_resumed_run(config: SearchConfig, finished: Searc
         pipeline.resume(copy)
 
 
-def test_damaged_checkpoint_is_named(finished: SearchConfig, tmp_path: Path) -> None:
-    import shutil
+def test_another_seed_file_stops_a_resumed_run(finished: SearchConfig, tmp_path: Path) -> None:
+    copy, seed = tmp_path / "copy", tmp_path / "seed.safetensors"
+    shutil.copytree(finished.out, copy)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        write_seed(Subnet(get_space("demo"), plain_arch(32, 1.0, (1, 2, 3, 2)), 3), seed, {"input": "RGB, scaled to [-1,1]"})
+    with RunStore.open(copy) as store:
+        store.set("config", {**store.config, "seed_weights": str(seed)})
+        store.set("finished", False)
+    with pytest.raises(WeightsError, match="not the file this run began with"):
+        pipeline.resume(copy)
 
+
+def test_damaged_checkpoint_is_named(finished: SearchConfig, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished.out, copy)
     (checkpoint,) = (copy / "checkpoints").glob("supernet-*.safetensors")
@@ -266,8 +266,6 @@ def test_damaged_checkpoint_is_named(finished: SearchConfig, tmp_path: Path) -> 
 
 
 def test_damaged_table_is_named_with_its_line(config: SearchConfig, tmp_path: Path) -> None:
-    import shutil
-
     assert config.tables is not None
     tables = tmp_path / "tables"
     shutil.copytree(config.tables, tables)
