@@ -121,7 +121,7 @@ def test_an_unstable_measurement_ends_with_6_when_strict(calls: list[Any], monke
 
 
 def test_profile_says_how_well_it_predicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    quality = Quality(n=20, within_5=0.8, within_10=1.0, mape=0.031, spearman=0.99, kendall=0.95)
+    quality = Quality(n=20, within_5=0.8, within_10=1.0, mape=0.031, spearman=0.99, kendall=0.95, coverage=0.9)
     found = pipeline.ProfileResult(
         folder=tmp_path, slug="onnxruntime-fp32-1t", rows=150, subnets=34, quality=quality, seconds=200.0
     )
