@@ -113,7 +113,8 @@ def test_an_interrupted_verb_says_how_to_go_on(tmp_path: Path, capsys: pytest.Ca
 def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
     (tmp_path / "run.sqlite").touch()
     script = """
-import sys, time, types
+import signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner in the background hands on that it ignores Ctrl-C
 pipeline = types.ModuleType("natdeploy.pipeline")
 def resume(run, progress):
     progress.note("working")
