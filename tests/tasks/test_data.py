@@ -197,7 +197,7 @@ def test_splits_are_disjoint_complete_and_stratified(learned: list[int], has_tes
         if not has_test:
             assert size["test"] == max(1, round(0.20 * count))
         assert abs(size["validation"] - 0.15 * rest) <= 0.5
-        assert size["calibration"] == max(1, round(0.05 * rest))
+        assert size["calibration"] == max(1, round(0.10 * rest))
 
 
 def test_splits_depend_on_the_seed_alone() -> None:
