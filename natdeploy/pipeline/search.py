@@ -288,13 +288,15 @@ class _Search:
             self.adapter.run(stop, lesson, after_step)
 
     def _tell(self, report: RoundReport) -> None:
-        self.store.add_round({**asdict(report), "new": list(report.new), "reference": list(report.reference)})
+        best_error = min(1 - evaluation.accuracy for evaluation in self.store.evaluations(report.round))
+        changed = {"new": list(report.new), "reference": list(report.reference), "best_error": best_error}
+        self.store.add_round(asdict(report) | changed)
         surrogate = ""
         if report.surrogate is not None and report.surrogate.new_tau is not None:
             surrogate = f"; surrogate {report.surrogate.name}, tau {report.surrogate.new_tau:.2f} on new nets"
         self.progress.note(
             f"round {report.round}: {report.evaluated} nets, front of {report.front_size}, least validation error "
-            f"{100 * report.best_error:.1f} %, hypervolume {report.hypervolume:.3f}{surrogate}"
+            f"{100 * best_error:.1f} %, hypervolume {report.hypervolume:.3f}{surrogate}"
         )
 
     def _finish(self, archive: Archive) -> None:

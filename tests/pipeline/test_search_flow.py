@@ -24,9 +24,10 @@ from natdeploy import pipeline
 from natdeploy.errors import DamagedFileError, DataError, InfeasibleError, UsageError, WeightsError
 from natdeploy.hardware.measure import QUICK
 from natdeploy.pipeline import SearchConfig
+from natdeploy.pipeline.evaluate import ranking_error
 from natdeploy.space import Arch, get_space
 from natdeploy.space.catalog import plain_arch
-from natdeploy.store import RunStore
+from natdeploy.store import Evaluation, RunStore
 from natdeploy.supernet import Subnet, write_seed
 
 
@@ -63,9 +64,12 @@ def test_front_keeps_the_constraint_and_is_not_dominated(finished: SearchConfig)
     front = [net for net in nets if net.role == "front"]
     assert front
     assert all(net.predicted_ms is not None and net.predicted_ms <= 1.0 for net in front)
+    with RunStore.open(finished.out) as store:
+        found = {net.id: store.evaluation(2, net.arch) for net in front}
     by_latency = sorted(front, key=lambda net: net.predicted_ms or 0.0)
-    accuracies = [net.validation_accuracy for net in by_latency]
-    assert accuracies == sorted(set(accuracies))
+    errors = [ranking_error(evaluation) for net in by_latency if (evaluation := found[net.id]) is not None]
+    assert errors == sorted(set(errors), reverse=True)
+    assert len(errors) == len(front)
     assert [net.role for net in nets].count("baseline") == 1
 
 
@@ -179,6 +183,16 @@ def _progress(database: Path) -> int:
             return int(connection.execute("SELECT count(*) FROM evaluations").fetchone()[0])
     except sqlite3.OperationalError:
         return -1
+
+
+def test_ranking_error_grows_with_error_and_with_loss() -> None:
+    def rank(correct: int, loss: float) -> float:
+        return ranking_error(Evaluation(0, "r16", correct, 100, loss, 0.0))
+
+    assert rank(100, 0.0) == 0.0
+    assert rank(90, 0.7) > rank(91, 0.7)
+    assert rank(90, 0.7) > rank(90, 0.6)
+    assert 0.0 < rank(0, 50.0) <= 1.0
 
 
 # ---- bad input
