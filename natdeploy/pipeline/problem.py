@@ -34,7 +34,7 @@ class Problem:
         objectives: `error` first.
         constraints: to keep.
         baseline: the seed's architecture, at the first resolution at which it exceeds a constraint, or the middle one without any.
-        smallest: the smallest architecture of the space that keeps the constraints.
+        smallest: the smallest architecture of the space where it keeps the constraints, else one that does.
         reachable: (least, greatest) value of every cheap objective.
     """
 

@@ -25,7 +25,7 @@ MBV2 = SearchSpace(
     ),
     head_channels=1280,
 )
-"""MobileNetV2 (arXiv 1801.04381) made elastic as FNA does for detection (facts: up to 4 layers in the five middle stages)."""
+"""MobileNetV2 (arXiv 1801.04381) made elastic as FNA does for detection: up to 4 layers in the five middle stages."""
 
 DEMO = SearchSpace(
     name="demo",
