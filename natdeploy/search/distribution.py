@@ -8,7 +8,6 @@ import numpy as np
 
 from natdeploy.search.objectives import Floats
 from natdeploy.space import Genotypes, SearchSpace
-from natdeploy.space.space import FIRST_SLOT
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +20,7 @@ class Distribution:
         space: of the architectures.
         resolution: (resolutions,) probabilities, as all that follow.
         width: (widths,).
-        depths: of every stage, (max_depth - min_depth + 1,).
+        depths: of every stage that leaves a choice, (max_depth - min_depth + 1,).
         choices: of every slot, (choices of its stage,).
     """
 
@@ -46,13 +45,11 @@ class Distribution:
             mixed: Floats = (1 - smoothing) * seen + smoothing / count
             return mixed
 
-        slots = genotypes[:, FIRST_SLOT:]
-        depths, choices, start = [], [], 0
-        for stage in space.stages:
-            codes = slots[:, start : start + stage.max_depth]
+        depths, choices = [], []
+        for number, part in space.elastic:
+            stage, codes = space.stages[number], genotypes[:, part]
             depths.append(frequencies((codes > 0).sum(axis=1) - stage.min_depth, stage.max_depth - stage.min_depth + 1))
             choices += [frequencies(column[column > 0] - 1, len(stage.choices)) for column in codes.T]
-            start += stage.max_depth
         return cls(
             space,
             frequencies(genotypes[:, 0], len(space.resolutions)),
@@ -65,10 +62,10 @@ class Distribution:
         """Random canonical genotypes (n, variables)."""
         resolution = rng.choice(len(self.resolution), n, p=self.resolution)
         width = rng.choice(len(self.width), n, p=self.width)
-        depths = [
-            stage.min_depth + rng.choice(len(probability), n, p=probability)
-            for stage, probability in zip(self.space.stages, self.depths, strict=True)
-        ]
+        depths = {
+            number: self.space.stages[number].min_depth + rng.choice(len(probability), n, p=probability)
+            for (number, _), probability in zip(self.space.elastic, self.depths, strict=True)
+        }
         slots = [
             np.where(place < depths[stage], 1 + rng.choice(len(probability), n, p=probability), 0)
             for (stage, place), probability in zip(self.space.slots, self.choices, strict=True)

@@ -24,7 +24,6 @@ from xgboost import XGBRegressor
 
 from natdeploy.search.objectives import Floats
 from natdeploy.space import Genotypes, SearchSpace
-from natdeploy.space.space import FIRST_SLOT
 
 FOLDS = 5
 
@@ -156,7 +155,7 @@ def kendall(first: Floats, second: Floats) -> float:
 class Features:
     """Genotypes as numbers that errors depend on smoothly.
 
-    The codes themselves, which ascend with expansion and kernel, and for every stage its depth and the sums of its expansions and
+    The codes themselves, which ascend with expansion and kernel, and for every elastic stage its depth and the sums of its expansions and
     kernels: with few samples what a stage holds in all predicts better than which slot holds it, with many the codes add to it.
     Features are scaled to mean 0 and variance 1 over the genotypes given at first; those that are constant there are left out.
 
@@ -179,13 +178,11 @@ class Features:
 
     def _raw(self, genotypes: Genotypes) -> Floats:
         columns = [*genotypes.T.astype(np.float64), np.log(np.array(self._space.resolutions))[genotypes[:, 0]]]
-        start = FIRST_SLOT
-        for stage in self._space.stages:
-            codes = genotypes[:, start : start + stage.max_depth]
+        for number, part in self._space.elastic:
+            stage, codes = self._space.stages[number], genotypes[:, part]
             expansions = np.array([0, *(choice.expansion for choice in stage.choices)])
             kernels = np.array([0, *(choice.kernel for choice in stage.choices)])
             columns += [(codes > 0).sum(axis=1), expansions[codes].sum(axis=1), kernels[codes].sum(axis=1)]
-            start += stage.max_depth
         return np.stack(columns, axis=1).astype(np.float64)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from natdeploy.errors import UsageError
 
-_TEXT = re.compile(r"r(?P<r>\d+)-w(?P<w>\d+(?:\.\d+)?)(?P<stages>(?:-k\d+e\d+(?:\.k\d+e\d+)*)+)")
-_LAYER = re.compile(r"k(\d+)e(\d+)")
+_TEXT = re.compile(r"r(?P<r>\d+)-w(?P<w>\d+(?:\.\d+)?)(?P<stages>(?:-k\d+e\d+(?:\.\d+)?(?:\.k\d+e\d+(?:\.\d+)?)*)+)")
+_LAYER = re.compile(r"k(\d+)e(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Layer:
     """The choices of one MBConv layer: side of its depthwise kernel, and how many times it expands its input channels."""
 
     kernel: int
-    expansion: int
+    expansion: float
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Arch:
         return hashlib.sha256(str(self).encode()).hexdigest()[:10]
 
     def __str__(self) -> str:
-        stages = "-".join(".".join(f"k{layer.kernel}e{layer.expansion}" for layer in stage) for stage in self.stages)
+        stages = "-".join(".".join(f"k{layer.kernel}e{layer.expansion:g}" for layer in stage) for stage in self.stages)
         return f"r{self.resolution}-w{self.width:g}-{stages}"
 
     @classmethod
@@ -62,7 +62,7 @@ class Arch:
         match = _TEXT.fullmatch(text)
         if match is None:
             raise UsageError(f"{text!r} is no architecture; expected a text like r128-w1-k3e1-k3e6.k5e3")
-        stages = tuple(tuple(Layer(int(k), int(e)) for k, e in _LAYER.findall(stage)) for stage in match["stages"][1:].split("-"))
+        stages = tuple(tuple(Layer(int(k), float(e)) for k, e in _LAYER.findall(stage)) for stage in match["stages"][1:].split("-"))
         return cls(int(match["r"]), float(match["w"]), stages)
 
     @classmethod
@@ -75,7 +75,7 @@ class Arch:
             UsageError: the lists do not fit each other.
         """
         kernels: Sequence[int] = values["ks"]
-        expansions: Sequence[int] = values["e"]
+        expansions: Sequence[float] = values["e"]
         depths: Sequence[int] = values["d"]
         if len(kernels) != len(expansions):
             raise UsageError(f"ks has {len(kernels)} entries and e has {len(expansions)}; they must have one each a layer")
@@ -87,7 +87,7 @@ class Arch:
         else:
             raise UsageError(f"{total} layers do not fit depths {list(depths)}, neither compact nor padded")
         stages = tuple(
-            tuple(Layer(int(kernels[i]), int(expansions[i])) for i in range(start, start + depth))
+            tuple(Layer(int(kernels[i]), float(expansions[i])) for i in range(start, start + depth))
             for start, depth in zip(starts, depths, strict=True)
         )
         return cls(int(values["r"]), float(values.get("w", 1.0)), stages)

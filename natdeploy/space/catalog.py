@@ -43,7 +43,78 @@ DEMO = SearchSpace(
 )
 """A small relative of `mbv2` for 32 px images, which a laptop searches in minutes."""
 
-_SPACES = {space.name: space for space in (MBV2, DEMO)}
+OFA_MBV3 = SearchSpace(
+    name="ofa_mbv3",
+    resolutions=tuple(range(192, 257, 4)),
+    widths=(1.0, 1.2),
+    stem_channels=16,
+    stem_stride=2,
+    stages=(
+        Stage(16, 1, 1, 1, (3,), (1,), "relu"),
+        Stage(24, 2, 2, 4, (3, 5, 7), (3, 4, 6), "relu"),
+        Stage(40, 2, 2, 4, (3, 5, 7), (3, 4, 6), "relu", squeeze=True),
+        Stage(80, 2, 2, 4, (3, 5, 7), (3, 4, 6), "hswish"),
+        Stage(112, 1, 2, 4, (3, 5, 7), (3, 4, 6), "hswish", squeeze=True),
+        Stage(160, 2, 2, 4, (3, 5, 7), (3, 4, 6), "hswish", squeeze=True),
+    ),
+    head_channels=960,
+    stem_activation="hswish",
+    head_activation="hswish",
+    narrow_head=True,
+    mix_channels=1280,
+)
+"""NAT's space (arXiv 2005.05859): once-for-all's MobileNetV3 (arXiv 1908.09791) at NAT's resolutions and both widths.
+
+Once-for-all itself was trained at 128 to 224 px: `OFA_MBV3.restrict(resolutions=OFA_RESOLUTIONS)`.
+"""
+
+OFA_RESOLUTIONS = tuple(range(128, 225, 4))
+
+MBV3_LARGE = SearchSpace(
+    name="mbv3_large",
+    resolutions=tuple(range(64, 225, 8)),
+    widths=(1.0,),
+    stem_channels=16,
+    stem_stride=2,
+    stages=(
+        Stage(16, 1, 1, 1, (3,), (1,), "relu"),
+        Stage(24, 2, 1, 4, (3, 5, 7), (3, 4), "relu"),
+        Stage(40, 2, 1, 4, (3, 5, 7), (2, 3), "relu", squeeze=True),
+        Stage(80, 2, 1, 4, (3, 5, 7), (2.3, 2.5, 6), "hswish"),
+        Stage(112, 1, 1, 4, (3, 5, 7), (3, 6), "hswish", squeeze=True),
+        Stage(160, 2, 1, 4, (3, 5, 7), (3, 6), "hswish", squeeze=True),
+    ),
+    head_channels=960,
+    stem_activation="hswish",
+    head_activation="hswish",
+    narrow_head=True,
+    mix_channels=1280,
+    mix_bias=True,
+)
+"""MobileNetV3-Large (arXiv 1905.02244) as torchvision and timm have it, made elastic around its own expansions."""
+
+PROXYLESS = SearchSpace(
+    name="proxyless",
+    resolutions=tuple(range(96, 225, 8)),
+    widths=(1.0,),
+    stem_channels=32,
+    stem_stride=2,
+    stages=(
+        Stage(16, 1, 1, 1, (3,), (1,)),
+        Stage(24, 2, 1, 4),
+        Stage(40, 2, 1, 4),
+        Stage(80, 2, 1, 4),
+        Stage(96, 1, 1, 4),
+        Stage(192, 2, 1, 4),
+        Stage(320, 1, 1, 1),
+    ),
+    head_channels=1280,
+    narrow_head=True,
+    first_residual=False,
+)
+"""ProxylessNAS (arXiv 1812.00332)."""
+
+_SPACES = {space.name: space for space in (MBV2, OFA_MBV3, MBV3_LARGE, PROXYLESS, DEMO)}
 NAMES = tuple(_SPACES)
 
 

@@ -1,7 +1,7 @@
 """Elastic parts of the supernet: every layer holds its largest weights and runs at any smaller size by slicing them.
 
 What sharing means is defined once, by `crop`: a smaller convolution is the first channels and the centre of the kernel of a larger
-one (once-for-all, arXiv 1908.09791, without its kernel transformation).
+one (once-for-all, arXiv 1908.09791); with its kernel transformation, a smaller depthwise kernel is a learned linear map of that centre.
 """
 
 from __future__ import annotations
@@ -13,10 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from natdeploy.space import Layer
+from natdeploy.space import Block, Layer
+from natdeploy.space.blocks import Activation
+from natdeploy.space.space import mid_channels, squeeze_channels
 
 Padding = Literal["symmetric", "same"]
 """`symmetric`: half the kernel on every side (torch). `same`: at stride 2 as TensorFlow does, see `pads`."""
+
+
+NORM_EPS = 1e-5
+"""What torch adds to the variance of batch normalisation unless told otherwise; networks from TensorFlow often have 1e-3."""
 
 
 def pads(size: int, kernel: int, stride: int, padding: Padding) -> tuple[int, int]:
@@ -59,8 +65,15 @@ class _ReLU6(torch.autograd.Function):
         return cast(Tensor, torch.ops.aten.hardtanh_backward(gradient, y, 0, 6))
 
 
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """The activation of a layer; may overwrite x."""
+    if activation == "relu6":
+        return cast(Tensor, _ReLU6.apply(x))
+    return F.relu(x, inplace=True) if activation == "relu" else F.hardswish(x)
+
+
 class ElasticConv(nn.Module):
-    """Convolution, batch normalisation and ReLU6 at any channel count and kernel up to its own.
+    """Convolution, batch normalisation and activation at any channel count and kernel up to its own.
 
     One set of statistics serves all sizes and so is right for none: training normalises by the batch and leaves the stored ones
     alone, evaluation uses them as they are. An architecture gets its own by `calibrate`, after extraction.
@@ -71,8 +84,11 @@ class ElasticConv(nn.Module):
         kernel: largest side.
         stride: of the convolution.
         padding: convention at stride 2.
+        norm_eps: added to the variance of batch normalisation.
         depthwise: one filter a channel.
-        activation: whether ReLU6 follows.
+        activation: what follows; nothing if None.
+        transformed: smaller kernels, each a learned map of the centre of the next larger one (once-for-all's kernel transformation),
+            the identity at first.
     """
 
     def __init__(
@@ -83,23 +99,36 @@ class ElasticConv(nn.Module):
         stride: int = 1,
         *,
         padding: Padding = "symmetric",
+        norm_eps: float = NORM_EPS,
         depthwise: bool = False,
-        activation: bool = True,
+        activation: Activation | None = "relu6",
+        transformed: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, groups=in_channels if depthwise else 1, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm = nn.BatchNorm2d(out_channels, eps=norm_eps)
+        self.transformed = tuple(sorted(transformed, reverse=True))
+        self.transforms = nn.ParameterDict({str(side): nn.Parameter(torch.eye(side * side)) for side in self.transformed})
         self.stride, self.padding, self.depthwise, self.activation = stride, padding, depthwise, activation
+
+    def weight(self, channels: int, in_channels: int, kernel: int) -> Tensor:
+        """The filters of a smaller layer, (channels, in_channels of a filter, kernel, kernel)."""
+        weight = self.conv.weight
+        for side in self.transformed:
+            if side >= kernel:
+                centre = crop(weight, (channels, in_channels, side, side)).reshape(channels, -1)
+                weight = F.linear(centre, self.transforms[str(side)]).view(channels, in_channels, side, side)
+        return crop(weight, (channels, in_channels, kernel, kernel))
 
     def forward(self, x: Tensor, channels: int, kernel: int) -> Tensor:
         """x (n, c, s, s) -> (n, channels, ceil(s / stride), ceil(s / stride)); c is the number of input channels that exist."""
         groups = channels if self.depthwise else 1
-        weight = crop(self.conv.weight, (channels, x.shape[1] // groups, kernel, kernel))
+        weight = self.weight(channels, x.shape[1] // groups, kernel)
         before, after = pads(x.shape[-1], kernel, self.stride, self.padding)
         if before != after:
             x, before = F.pad(x, (before, after, before, after)), 0
         x = self._normalise(F.conv2d(x, weight, None, self.stride, before, 1, groups), channels)
-        return cast(Tensor, _ReLU6.apply(x)) if self.activation else x
+        return x if self.activation is None else activate(x, self.activation)
 
     def _normalise(self, x: Tensor, channels: int) -> Tensor:
         scale, shift = self.norm.weight[:channels], self.norm.bias[:channels]
@@ -110,30 +139,73 @@ class ElasticConv(nn.Module):
         return F.batch_norm(x, mean[:channels], variance[:channels], scale, shift, eps=self.norm.eps)
 
 
-class ElasticMBConv(nn.Module):
-    """Inverted residual of MobileNetV2 (arXiv 1801.04381) with a choice of kernel and expansion.
+class ElasticSqueezeExcite(nn.Module):
+    """Squeeze-and-excitation (arXiv 1709.01507) as MobileNetV3 has it, at any channel count up to its own.
 
-    Expand (1x1, absent at expansion 1), depthwise, project (1x1, linear), and a residual where the shape allows.
+    Mean of every channel, two 1x1 convolutions with a ReLU between, hard sigmoid; the channels are multiplied by the result.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, hidden, 1)
+        self.expand = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor, hidden: int) -> Tensor:
+        """x (n, c, s, s) -> the same shape."""
+        channels = x.shape[1]
+        assert self.reduce.bias is not None and self.expand.bias is not None
+        gate = x.mean((2, 3), keepdim=True)
+        gate = F.conv2d(gate, crop(self.reduce.weight, (hidden, channels)), self.reduce.bias[:hidden]).relu_()
+        gate = F.conv2d(gate, crop(self.expand.weight, (channels, hidden)), self.expand.bias[:channels])
+        return x * F.hardsigmoid(gate)
+
+
+class ElasticMBConv(nn.Module):
+    """Inverted residual of MobileNetV2 (arXiv 1801.04381) and MobileNetV3 (arXiv 1905.02244) with a choice of kernel and expansion.
+
+    Expand (1x1, absent at expansion 1), depthwise, squeeze-and-excitation where the block has one, project (1x1, linear), and a
+    residual where the block has one.
+
+    Args:
+        block: the largest choice.
+        padding: convention at stride 2.
+        norm_eps: added to the variance of batch normalisation.
+        transformed: smaller kernels that are learned maps of larger ones.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int, *, expansion: int, padding: Padding = "symmetric"
+        self, block: Block, *, padding: Padding = "symmetric", norm_eps: float = NORM_EPS, transformed: Sequence[int] = ()
     ) -> None:
         super().__init__()
-        mid = in_channels * expansion
-        self.expand = ElasticConv(in_channels, mid) if expansion > 1 else None
-        self.depthwise = ElasticConv(mid, mid, kernel, stride, padding=padding, depthwise=True)
-        self.project = ElasticConv(mid, out_channels, activation=False)
-        self.out_channels = out_channels
-        self.residual = stride == 1 and in_channels == out_channels
+        mid = block.mid_channels
+        self.expand = (
+            ElasticConv(block.in_channels, mid, norm_eps=norm_eps, activation=block.activation) if block.expands else None
+        )
+        self.depthwise = ElasticConv(
+            mid,
+            mid,
+            block.kernel,
+            block.stride,
+            padding=padding,
+            norm_eps=norm_eps,
+            depthwise=True,
+            activation=block.activation,
+            transformed=transformed,
+        )
+        self.squeeze = ElasticSqueezeExcite(mid, block.squeeze) if block.squeeze else None
+        self.project = ElasticConv(mid, block.out_channels, norm_eps=norm_eps, activation=None)
+        self.out_channels = block.out_channels
+        self.residual = block.residual
 
     def forward(self, x: Tensor, layer: Layer) -> Tensor:
         """x (n, in, s, s) -> (n, out, ceil(s / stride), ceil(s / stride)), with the kernel and expansion of `layer`."""
-        mid = x.shape[1] * layer.expansion
+        mid = mid_channels(x.shape[1], layer.expansion)
         y = x
         if layer.expansion > 1:
             assert self.expand is not None, f"this layer was built without an expansion, {layer} asks for one"
             y = self.expand(x, mid, 1)
         y = self.depthwise(y, mid, layer.kernel)
+        if self.squeeze is not None:
+            y = self.squeeze(y, squeeze_channels(mid))
         y = cast(Tensor, self.project(y, self.out_channels, 1))
         return x + y if self.residual else y

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from natdeploy.space import Arch, SearchSpace
-from natdeploy.supernet.layers import ElasticConv, ElasticMBConv, Padding, crop
+from natdeploy.space import Arch, Layer, SearchSpace
+from natdeploy.supernet.layers import NORM_EPS, ElasticConv, ElasticMBConv, Padding, activate, crop
 from natdeploy.supernet.subnet import Subnet
 
 
@@ -20,6 +21,8 @@ class Supernet(nn.Module):
         classes: outputs of the classifier.
         width: channel multiplier.
         padding: convention of the convolutions of stride 2.
+        norm_eps: added to the variance of batch normalisation.
+        kernel_transforms: smaller kernels are learned maps of larger ones, as in once-for-all, instead of their centres.
         generator: source of chance for the initial weights; the same ones every time without it.
     """
 
@@ -30,26 +33,35 @@ class Supernet(nn.Module):
         *,
         width: float = 1.0,
         padding: Padding = "symmetric",
+        norm_eps: float = NORM_EPS,
+        kernel_transforms: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.space = space.restrict(widths=(width,))
-        self.classes, self.width, self.padding = classes, width, padding
-        channels = space.stem_out(width)
+        self.classes, self.width, self.padding, self.norm_eps = classes, width, padding, norm_eps
         # Built without memory first: torch's own initialisation would draw from the global generator.
         with torch.device("meta"):
-            self.stem = ElasticConv(3, channels, 3, space.stem_stride, padding=padding)
+            channels, head = space.stem_out(width), space.head_out(width)
+            self.stem = ElasticConv(
+                3, channels, 3, space.stem_stride, padding=padding, norm_eps=norm_eps, activation=space.stem_activation
+            )
             self.stages = nn.ModuleList()
             for number, stage in enumerate(space.stages):
-                out, layers = space.stage_out(number, width), nn.ModuleList()
-                for place in range(stage.max_depth):
-                    stride = stage.stride if place == 0 else 1
-                    kernel, expansion = max(stage.kernels), max(stage.expansions)
-                    layers.append(ElasticMBConv(channels, out, kernel, stride, expansion=expansion, padding=padding))
-                    channels = out
-                self.stages.append(layers)
-            self.head = ElasticConv(channels, space.head_out(width))
-            self.classifier = nn.Linear(space.head_out(width), classes)
+                largest = Layer(max(stage.kernels), max(stage.expansions))
+                transformed = stage.kernels[:-1] if kernel_transforms else ()
+                blocks = (space.layer_block(number, place, largest, space.resolutions[0], width) for place in range(stage.max_depth))
+                self.stages.append(
+                    nn.ModuleList(
+                        ElasticMBConv(block, padding=padding, norm_eps=norm_eps, transformed=transformed) for block in blocks
+                    )
+                )
+            inputs = space.stage_out(len(space.stages) - 1, width)
+            self.head = ElasticConv(inputs, head, norm_eps=norm_eps, activation=space.head_activation)
+            self.mix = None
+            if space.mix_channels:
+                self.mix = nn.Sequential(OrderedDict(linear=nn.Linear(head, space.mix_out(width), bias=space.mix_bias)))
+            self.classifier = nn.Linear(space.features(width), classes)
         self.to_empty(device="cpu")
         self._initialise(generator or torch.Generator().manual_seed(0))
 
@@ -58,9 +70,17 @@ class Supernet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
-        self.reset_classifier(self.classes, generator)
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0, 0.01, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.ParameterDict):
+                for matrix in module.values():
+                    nn.init.eye_(matrix)
 
     def reset_classifier(self, classes: int, generator: torch.Generator) -> None:
         """Replaces the classifier by a fresh one for `classes` classes, on the device of the old one."""
@@ -83,6 +103,8 @@ class Supernet(nn.Module):
             for module, layer in zip(stage, layers, strict=False):
                 x = module(x, layer)
         x = self.head(x, self.head.conv.out_channels, 1).mean((2, 3))
+        if self.mix is not None:
+            x = activate(self.mix(x), self.space.head_activation)
         return cast(Tensor, self.classifier(x))
 
     def extract(self, arch: Arch) -> Subnet:
@@ -93,8 +115,14 @@ class Supernet(nn.Module):
         """
         self.space.validate(arch)
         with torch.device("meta"):
-            subnet = Subnet(self.space, arch, self.classes, self.padding)
+            subnet = Subnet(self.space, arch, self.classes, self.padding, self.norm_eps)
         shared = self.state_dict()
         state = {name: crop(shared[name], value.shape).clone() for name, value in subnet.state_dict().items()}
+        for number, layers in enumerate(arch.stages):
+            for place, layer in enumerate(layers):
+                depthwise = cast(ElasticMBConv, cast(nn.ModuleList, self.stages[number])[place]).depthwise
+                if depthwise.transformed:
+                    name = f"stages.{number}.{place}.depthwise.conv.weight"
+                    state[name] = depthwise.weight(len(state[name]), 1, layer.kernel).detach().clone()
         subnet.load_state_dict(state, assign=True)
         return subnet.eval()

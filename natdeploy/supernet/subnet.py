@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from torch import Tensor, nn
 
 from natdeploy.space import Arch, Block, SearchSpace
-from natdeploy.supernet.layers import Padding, pads
+from natdeploy.space.blocks import Activation
+from natdeploy.supernet.layers import NORM_EPS, Padding, pads
 
 
-def build_block(block: Block, padding: Padding = "symmetric") -> nn.Module:
+def build_block(block: Block, padding: Padding = "symmetric", norm_eps: float = NORM_EPS) -> nn.Module:
     """The torch module of one block, with torch's default initial weights.
 
-    Its input is (n, in_channels, size, size), or (n, in_channels) for a classifier. With padding `same` a module of stride 2 is
+    Its input is (n, in_channels, size, size), or (n, in_channels) behind the pooling. With padding `same` a module of stride 2 is
     right only for sizes of the same parity as the block's.
     """
-    if block.kind == "stem":
-        return _conv_norm(block.in_channels, block.out_channels, block.kernel, block.stride, size=block.size, padding=padding)
     if block.kind == "mbconv":
-        return MBConv(block, padding)
-    if block.kind == "head":
-        head = _conv_norm(block.in_channels, block.out_channels)
-        head.add_module("pool", nn.AdaptiveAvgPool2d(1))
-        head.add_module("flatten", nn.Flatten())
-        return head
-    return nn.Linear(block.in_channels, block.out_channels)
+        return MBConv(block, padding, norm_eps)
+    if block.kind in {"stem", "head"}:
+        module = _conv_norm(
+            block.in_channels,
+            block.out_channels,
+            block.kernel,
+            block.stride,
+            size=block.size,
+            padding=padding,
+            norm_eps=norm_eps,
+            activation=block.activation,
+        )
+        if block.kind == "head":
+            module.add_module("pool", nn.AdaptiveAvgPool2d(1))
+            module.add_module("flatten", nn.Flatten())
+        return module
+    linear = nn.Linear(block.in_channels, block.out_channels, bias=block.bias)
+    if block.kind == "classifier":
+        return linear
+    return nn.Sequential(OrderedDict(linear=linear, act=_ACTIVATIONS[block.activation]()))
+
+
+_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "relu6": partial(nn.ReLU6, inplace=True),
+    "hswish": nn.Hardswish,
+}
 
 
 def _conv_norm(
@@ -37,34 +58,64 @@ def _conv_norm(
     *,
     size: int = 1,
     padding: Padding = "symmetric",
+    norm_eps: float,
     groups: int = 1,
-    activation: bool = True,
+    activation: Activation | None,
 ) -> nn.Sequential:
     before, after = pads(size, kernel, stride, padding)
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     if before != after:
         parts["pad"], before = nn.ZeroPad2d((before, after, before, after)), 0
     parts["conv"] = nn.Conv2d(in_channels, out_channels, kernel, stride, before, groups=groups, bias=False)
-    parts["norm"] = nn.BatchNorm2d(out_channels)
-    if activation:
-        parts["act"] = nn.ReLU6(inplace=True)
+    parts["norm"] = nn.BatchNorm2d(out_channels, eps=norm_eps)
+    if activation is not None:
+        parts["act"] = _ACTIVATIONS[activation]()
     return nn.Sequential(parts)
 
 
-class MBConv(nn.Module):
-    """Inverted residual of MobileNetV2 (arXiv 1801.04381) of one size."""
+class SqueezeExcite(nn.Module):
+    """Squeeze-and-excitation (arXiv 1709.01507) with MobileNetV3's hard sigmoid."""
 
-    def __init__(self, block: Block, padding: Padding) -> None:
+    def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        mid = block.mid_channels
-        self.expand = _conv_norm(block.in_channels, mid) if block.expands else None
-        self.depthwise = _conv_norm(mid, mid, block.kernel, block.stride, size=block.size, padding=padding, groups=mid)
-        self.project = _conv_norm(mid, block.out_channels, activation=False)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce = nn.Conv2d(channels, hidden, 1)
+        self.act = nn.ReLU(inplace=True)
+        self.expand = nn.Conv2d(hidden, channels, 1)
+        self.gate = nn.Hardsigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * cast(Tensor, self.gate(self.expand(self.act(self.reduce(self.pool(x))))))
+
+
+class MBConv(nn.Module):
+    """Inverted residual of MobileNetV2 (arXiv 1801.04381) and MobileNetV3 (arXiv 1905.02244) of one size."""
+
+    def __init__(self, block: Block, padding: Padding, norm_eps: float) -> None:
+        super().__init__()
+        mid, activation = block.mid_channels, block.activation
+        self.expand = _conv_norm(block.in_channels, mid, norm_eps=norm_eps, activation=activation) if block.expands else None
+        self.depthwise = _conv_norm(
+            mid,
+            mid,
+            block.kernel,
+            block.stride,
+            size=block.size,
+            padding=padding,
+            norm_eps=norm_eps,
+            groups=mid,
+            activation=activation,
+        )
+        self.squeeze = SqueezeExcite(mid, block.squeeze) if block.squeeze else None
+        self.project = _conv_norm(mid, block.out_channels, norm_eps=norm_eps, activation=None)
         self.residual = block.residual
 
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.expand is None else self.expand(x)
-        y = cast(Tensor, self.project(self.depthwise(y)))
+        y = self.depthwise(y)
+        if self.squeeze is not None:
+            y = self.squeeze(y)
+        y = cast(Tensor, self.project(y))
         return x + y if self.residual else y
 
 
@@ -74,18 +125,23 @@ class Subnet(nn.Module):
     Parameters and buffers have the same names as the supernet's, so a subnet's state is the supernet's, cropped.
     """
 
-    def __init__(self, space: SearchSpace, arch: Arch, classes: int, padding: Padding = "symmetric") -> None:
+    def __init__(
+        self, space: SearchSpace, arch: Arch, classes: int, padding: Padding = "symmetric", norm_eps: float = NORM_EPS
+    ) -> None:
         super().__init__()
-        self.arch, self.classes, self.padding = arch, classes, padding
-        stem, *layers, head, classifier = (build_block(block, padding) for block in space.blocks(arch, classes))
-        modules = iter(layers)
-        self.stem = stem
+        self.arch, self.classes, self.padding, self.norm_eps = arch, classes, padding, norm_eps
+        modules = (build_block(block, padding, norm_eps) for block in space.blocks(arch, classes))
+        self.stem = next(modules)
         self.stages = nn.ModuleList(nn.Sequential(*(next(modules) for _ in stage)) for stage in arch.stages)
-        self.head = head
-        self.classifier = classifier
+        self.head = next(modules)
+        self.mix = next(modules) if space.mix_channels else None
+        self.classifier = next(modules)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
-        return cast(Tensor, self.classifier(self.head(x)))
+        x = self.head(x)
+        if self.mix is not None:
+            x = self.mix(x)
+        return cast(Tensor, self.classifier(x))
