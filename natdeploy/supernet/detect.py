@@ -17,7 +17,7 @@ from natdeploy.space import SearchSpace
 from natdeploy.supernet.calibrate import calibrate
 from natdeploy.supernet.layers import Padding
 from natdeploy.supernet.subnet import Subnet
-from natdeploy.supernet.weights import Seed, torchvision_names
+from natdeploy.supernet.weights import Seed
 
 _BATCH = 16
 _PADDINGS: tuple[Padding, ...] = ("symmetric", "same")
@@ -101,8 +101,9 @@ def _mean_and_std(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def _network(seed: Seed, space: SearchSpace, padding: Padding) -> Subnet:
     """The seed without its classifier, which no statistic depends on."""
-    network = Subnet(space, seed.arch, 1, padding)
+    network = Subnet(space, seed.arch, 1, padding, seed.norm_eps)
     state = network.state_dict()
-    for ours, theirs in torchvision_names(seed.arch, classifier=False).items():
-        state[ours].copy_(seed.state[theirs])
+    for name, tensor in seed.state.items():
+        if not name.startswith("classifier."):
+            state[name].copy_(tensor)
     return network

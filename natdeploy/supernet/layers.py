@@ -19,6 +19,7 @@ from natdeploy.space.space import mid_channels, squeeze_channels
 
 Padding = Literal["symmetric", "same"]
 """`symmetric`: half the kernel on every side (torch). `same`: at stride 2 as TensorFlow does, see `pads`."""
+PADDINGS: tuple[Padding, ...] = ("symmetric", "same")
 
 
 NORM_EPS = 1e-5
@@ -178,9 +179,7 @@ class ElasticMBConv(nn.Module):
     ) -> None:
         super().__init__()
         mid = block.mid_channels
-        self.expand = (
-            ElasticConv(block.in_channels, mid, norm_eps=norm_eps, activation=block.activation) if block.expands else None
-        )
+        self.expand = ElasticConv(block.in_channels, mid, norm_eps=norm_eps, activation=block.activation) if block.expands else None
         self.depthwise = ElasticConv(
             mid,
             mid,

@@ -16,7 +16,7 @@ from natdeploy.errors import WeightsError
 from natdeploy.supernet.layers import crop
 from natdeploy.supernet.network import Supernet
 from natdeploy.supernet.subnet import Subnet
-from natdeploy.supernet.weights import Seed, torchvision_names
+from natdeploy.supernet.weights import Seed
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,13 @@ def remap(seed: Seed, supernet: Supernet) -> RemapReport:
     Raises:
         WeightsError: the seed is of another width or space; names the tensors that do not fit.
     """
-    names = torchvision_names(seed.arch, classifier=0 < seed.classes == supernet.classes)
-    values = {ours: seed.state[theirs] for ours, theirs in names.items()}
+    values = {
+        name: tensor
+        for name, tensor in seed.state.items()
+        if seed.classes == supernet.classes or not name.startswith("classifier.")
+    }
     target = {name: tensor for name, tensor in supernet.state_dict().items() if not name.endswith("num_batches_tracked")}
-    _check(seed, supernet, names, target)
+    _check(seed, supernet, values, target)
 
     mapped = [name for name in values if not name.startswith("stages.")]
     for name in mapped:
@@ -81,7 +84,7 @@ def remap(seed: Seed, supernet: Supernet) -> RemapReport:
                 target[slot + "project.norm.weight"].zero_()
                 target[slot + "project.norm.bias"].zero_()
     unmapped = target.keys() - set(mapped)
-    unused = seed.state.keys() - set(names.values())
+    unused = seed.state.keys() - values.keys()
     return RemapReport(len(mapped), copied, grown, tuple(sorted(unmapped)), tuple(sorted(unused)))
 
 
@@ -102,7 +105,7 @@ def _place(layer: Mapping[str, Tensor], target: Mapping[str, Tensor], slot: str)
         crop(target[slot + name], tensor.shape).copy_(tensor)
 
 
-def _check(seed: Seed, supernet: Supernet, names: Mapping[str, str], target: Mapping[str, Tensor]) -> None:
+def _check(seed: Seed, supernet: Supernet, values: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     """Every tensor must have the shape that this supernet gives the seed's architecture, and be no larger than its place."""
     if len(seed.arch.stages) != len(supernet.space.stages):
         raise WeightsError(
@@ -113,11 +116,11 @@ def _check(seed: Seed, supernet: Supernet, names: Mapping[str, str], target: Map
         subnet = Subnet(supernet.space, replace(seed.arch, width=supernet.width), supernet.classes)
     expected = {name: tensor.shape for name, tensor in subnet.state_dict().items()}
     misfits = []
-    for ours, theirs in names.items():
-        shape = seed.state[theirs].shape
-        fits = shape == expected[ours] and ours in target and all(a <= b for a, b in zip(shape, target[ours].shape, strict=True))
+    for name, tensor in values.items():
+        shape = tensor.shape
+        fits = shape == expected[name] and name in target and all(a <= b for a, b in zip(shape, target[name].shape, strict=True))
         if not fits:
-            misfits.append(f"{theirs} {tuple(shape)}")
+            misfits.append(f"{name} {tuple(shape)}")
     if misfits:
         more = f" and {len(misfits) - 4} more" if len(misfits) > 4 else ""
         raise WeightsError(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from natdeploy.errors import UsageError, WeightsError
 from natdeploy.space import Arch, Layer, SearchSpace, Stage
+from natdeploy.supernet.layers import NORM_EPS, PADDINGS, Padding
 from natdeploy.supernet.subnet import Subnet
 
 _CONV = ("weight",)
@@ -34,16 +35,22 @@ class Seed:
 
     Attributes:
         arch: what it is; its resolution is what the file states, else 224 px, or the nearest to it in the space.
+        space: that it is an architecture of, with the seed's own channels.
         classes: outputs of its classifier; 0 where it has none.
-        state: torchvision name -> tensor, fp32, without counters of batches.
+        state: name in a `Subnet` of the architecture -> tensor, fp32, without counters of batches.
+        norm_eps: added to the variance of batch normalisation.
+        padding: of its convolutions of stride 2, None where the file does not say.
         source: name of the file it came from.
         sha256: of that file.
         metadata: what the file says about itself.
     """
 
     arch: Arch
+    space: SearchSpace
     classes: int
     state: Mapping[str, Tensor]
+    norm_eps: float
+    padding: Padding | None
     source: str
     sha256: str
     metadata: Mapping[str, str]
@@ -113,7 +120,19 @@ def read_seed(path: Path, space: SearchSpace) -> Seed:
     broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if broken:
         raise WeightsError(f"{path} holds numbers that are not finite in {_some(broken)}; use an undamaged copy")
-    return Seed(arch, classes, state, path.name, hashlib.sha256(path.read_bytes()).hexdigest(), metadata)
+    names = torchvision_names(arch, classifier=classifier)
+    stated = metadata.get("padding")
+    return Seed(
+        arch=arch,
+        space=space.restrict(widths=(arch.width,)),
+        classes=classes,
+        state={ours: state[theirs] for ours, theirs in names.items()},
+        norm_eps=float(metadata.get("norm_eps", NORM_EPS)),
+        padding=stated if stated in PADDINGS else None,
+        source=path.name,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        metadata=metadata,
+    )
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
