@@ -104,19 +104,8 @@ def _climb(score: CheapObjective, space: SearchSpace, rng: np.random.Generator) 
 def _ascend(score: CheapObjective, space: SearchSpace, start: Genotypes) -> Genotypes:
     current, height = start, score(start[None])[0]
     while True:
-        neighbours = _neighbours(space, current)
+        neighbours = space.neighbours(current)
         heights = score(neighbours)
-        if heights.max() <= height:
+        if heights.max(initial=-np.inf) <= height:
             return current
         current, height = neighbours[heights.argmax()], heights.max()
-
-
-def _neighbours(space: SearchSpace, genotype: Genotypes) -> Genotypes:
-    """Every architecture (k, variables) that differs in one variable, and the given one."""
-    rows = [genotype]
-    for variable, (low, high) in enumerate(zip(space.lower, space.upper, strict=True)):
-        for value in range(low, high + 1):
-            row = genotype.copy()
-            row[variable] = value
-            rows.append(row)
-    return space.repair(np.stack(rows))

@@ -155,8 +155,9 @@ def kendall(first: Floats, second: Floats) -> float:
 class Features:
     """Genotypes as numbers that errors depend on smoothly.
 
-    The codes themselves, which ascend with expansion and kernel, and for every elastic stage its depth and the sums of its expansions and
-    kernels: with few samples what a stage holds in all predicts better than which slot holds it, with many the codes add to it.
+    The codes themselves, which ascend with expansion and kernel, and for every elastic stage its depth and the sums of its
+    expansions and kernels: with few samples what a stage holds in all predicts better than which slot holds it, with many the
+    codes add to it.
     Features are scaled to mean 0 and variance 1 over the genotypes given at first; those that are constant there are left out.
 
     Args:

@@ -2,8 +2,24 @@
 
 from natdeploy.space.arch import Arch, Layer
 from natdeploy.space.blocks import Block
-from natdeploy.space.catalog import get_space
 from natdeploy.space.cost import BlockSum, Cost, cost
+from natdeploy.space.load import get_space, load_space, space_toml
+from natdeploy.space.nat_code import nat_text, parse_nat
 from natdeploy.space.space import Genotypes, SearchSpace, Stage
 
-__all__ = ["Arch", "Block", "BlockSum", "Cost", "Genotypes", "Layer", "SearchSpace", "Stage", "cost", "get_space"]
+__all__ = [
+    "Arch",
+    "Block",
+    "BlockSum",
+    "Cost",
+    "Genotypes",
+    "Layer",
+    "SearchSpace",
+    "Stage",
+    "cost",
+    "get_space",
+    "load_space",
+    "nat_text",
+    "parse_nat",
+    "space_toml",
+]

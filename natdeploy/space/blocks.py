@@ -18,8 +18,8 @@ class Block:
     """One block, described by shape alone, so that equal blocks at different places are one and the same.
 
     Attributes:
-        kind: `stem` (convolution), `mbconv` (expand, depthwise, project), `head` (1x1 convolution and global pooling), `mix` (linear
-            layer with an activation on the pooled features, MobileNetV3's last but one) or `classifier` (linear layer).
+        kind: `stem` (convolution), `mbconv` (expand, depthwise, project), `head` (1x1 convolution and global pooling), `mix`
+            (linear layer with an activation on the pooled features, MobileNetV3's last but one) or `classifier` (linear layer).
         size: height and width of the square input, px; 1 behind the pooling.
         in_channels: channels that come in.
         mid_channels: channels of the depthwise convolution; equal to `in_channels` where nothing expands.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from natdeploy.errors import UsageError
 from natdeploy.space.arch import Arch, Layer
 from natdeploy.space.space import SearchSpace, Stage
 
@@ -114,19 +113,8 @@ PROXYLESS = SearchSpace(
 )
 """ProxylessNAS (arXiv 1812.00332)."""
 
-_SPACES = {space.name: space for space in (MBV2, OFA_MBV3, MBV3_LARGE, PROXYLESS, DEMO)}
-NAMES = tuple(_SPACES)
-
-
-def get_space(name: str) -> SearchSpace:
-    """A shipped space by name.
-
-    Raises:
-        UsageError: there is none of that name.
-    """
-    if name not in _SPACES:
-        raise UsageError(f"there is no space {name!r}; choose one of {', '.join(NAMES)}")
-    return _SPACES[name]
+SPACES = {space.name: space for space in (MBV2, OFA_MBV3, MBV3_LARGE, PROXYLESS, DEMO)}
+NAMES = tuple(SPACES)
 
 
 def plain_arch(resolution: int, width: float, depths: Sequence[int], *, kernel: int = 3, expansion: int = 6) -> Arch:

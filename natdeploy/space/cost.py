@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -47,27 +48,49 @@ class BlockSum:
                     slots[r, w, slot, code] = space.slot_block(slot, code, resolution, width)
         distinct = sorted({*slots.values(), *(block for blocks in fixed.values() for block in blocks)})
         value = dict(zip(distinct, np.asarray(values(distinct), dtype=np.float64), strict=True))
-        codes = int(space.upper[FIRST_SLOT:].max()) + 1
-        self._slots: Floats = np.zeros((len(space.resolutions), len(space.widths), len(space.slots), codes))
-        self._fixed: Floats = np.zeros((len(space.resolutions), len(space.widths)))
+        shape = (len(space.resolutions), len(space.widths), len(space.slots), int(space.upper[FIRST_SLOT:].max(initial=0)) + 1)
+        in_slots, in_fixed = np.zeros(shape), np.zeros(shape[:2])
         for place, block in slots.items():
-            self._slots[place] = value[block]
+            in_slots[place] = value[block]
         for where, blocks in fixed.items():
-            self._fixed[where] = sum(value[block] for block in blocks)
+            in_fixed[where] = sum(value[block] for block in blocks)
+        # Flat, with the row of each slot beside it: a look-up is then one addition and one gather.
+        self._slots: Floats = in_slots.ravel()
+        self._fixed: Floats = in_fixed.ravel()
+        self._widths, self._rows = shape[1], np.arange(shape[2]) * shape[3]
+        self._stride = shape[2] * shape[3]
 
     def __call__(self, genotypes: Genotypes) -> Floats:
         """Totals (n,) of canonical genotypes (n, variables)."""
-        r, w = genotypes[:, 0], genotypes[:, 1]
-        slots = np.arange(genotypes.shape[1] - FIRST_SLOT)
-        total: Floats = self._fixed[r, w] + self._slots[r[:, None], w[:, None], slots, genotypes[:, FIRST_SLOT:]].sum(axis=1)
+        where = genotypes[:, 0] * self._widths + genotypes[:, 1]
+        places = genotypes[:, FIRST_SLOT:] + self._rows + (where * self._stride)[:, None]
+        total: Floats = self._fixed[where] + self._slots[places].sum(axis=1)
         return total
 
 
-def cost(space: SearchSpace, archs: Sequence[Arch], classes: int = 1000) -> Cost:
-    """Parameters, multiply-accumulates and bytes of fp32 activations of each architecture."""
-    genotypes = space.encode_all(archs)
-    return Cost(
-        params=BlockSum(space, lambda blocks: [block.params for block in blocks], classes)(genotypes),
-        macs=BlockSum(space, lambda blocks: [block.macs for block in blocks], classes)(genotypes),
-        activation_bytes=BlockSum(space, lambda blocks: [block.activation_bytes for block in blocks], classes)(genotypes),
+def cost(space: SearchSpace, archs: Sequence[Arch] | Genotypes, classes: int = 1000) -> Cost:
+    """Parameters, multiply-accumulates and bytes of fp32 activations of each architecture, exactly.
+
+    The same for a single block are its own attributes: `[block.macs for block in space.blocks(arch, classes)]`.
+
+    Args:
+        space: of the architectures.
+        archs: as objects, or, much faster, as canonical genotypes (n, variables).
+        classes: outputs of the classifier.
+
+    Raises:
+        UsageError: an architecture is not of the space.
+    """
+    genotypes = archs if isinstance(archs, np.ndarray) else space.encode_all(archs)
+    params, macs, activation_bytes = _sums(space, classes)
+    return Cost(params(genotypes), macs(genotypes), activation_bytes(genotypes))
+
+
+@lru_cache(maxsize=16)
+def _sums(space: SearchSpace, classes: int) -> tuple[BlockSum, BlockSum, BlockSum]:
+    """Building the look-ups takes longer than asking them about thousands of architectures."""
+    return (
+        BlockSum(space, lambda blocks: [block.params for block in blocks], classes),
+        BlockSum(space, lambda blocks: [block.macs for block in blocks], classes),
+        BlockSum(space, lambda blocks: [block.activation_bytes for block in blocks], classes),
     )

@@ -7,9 +7,11 @@ are (n, variables), int64.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -40,9 +42,40 @@ def squeeze_channels(mid: int) -> int:
     return make_divisible(mid // 4)
 
 
+_NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        shown = list(value) if isinstance(value, tuple) else value
+        raise UsageError(f"{name} {rule}, not {shown!r}")
+
+
+def _require_positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        _require(value >= 1, name, value, "must be 1 or more")
+
+
+def _require_ascending(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        rule = "must be positive, ascending and without repetition, at least one of them"
+        _require(bool(value) and value[0] > 0 and all(one < two for one, two in pairwise(value)), name, value, rule)
+
+
+def _require_activation(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        _require(value in ACTIVATIONS, name, value, f"must be one of {', '.join(ACTIVATIONS)}")
+
+
 @dataclass(frozen=True)
 class Stage:
     """Layers at one feature-map size.
+
+    Raises:
+        UsageError: a value is impossible; the message begins with its name.
 
     Attributes:
         out_channels: of every layer, at width 1.
@@ -65,28 +98,45 @@ class Stage:
     squeeze: bool = False
 
     def __post_init__(self) -> None:
-        if not (1 <= self.min_depth <= self.max_depth and self.kernels and self.expansions):
-            raise UsageError(f"a stage needs 1 <= min_depth <= max_depth, kernels and expansions; this one is {self}")
-        if self.activation not in ACTIVATIONS:
-            raise UsageError(f"there is no activation {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+        _require_positive(self, "out_channels", "min_depth")
+        _require(self.stride in {1, 2}, "stride", self.stride, "must be 1 or 2")
+        _require(self.max_depth >= self.min_depth, "max_depth", self.max_depth, f"must be min_depth ({self.min_depth}) or more")
+        _require_ascending(self, "kernels", "expansions")
+        _require(all(kernel % 2 for kernel in self.kernels), "kernels", self.kernels, "must be odd")
+        # Channels are rounded to multiples of 8, which loses a tenth at most: 1.25 always expands.
+        expands = all(each == 1 or each >= 1.25 for each in self.expansions)
+        _require(expands, "expansions", self.expansions, "must be 1, or 1.25 or more")
+        _require_activation(self, "activation")
 
     @property
     def fixed(self) -> bool:
         """Whether there is nothing to choose."""
         return self.min_depth == self.max_depth and len(self.choices) == 1
 
-    @property
+    @cached_property
     def choices(self) -> tuple[Layer, ...]:
         """What a slot may hold; the code of a choice is its index plus one."""
         return tuple(Layer(kernel, expansion) for expansion in self.expansions for kernel in self.kernels)
+
+    @cached_property
+    def codes(self) -> dict[Layer, int]:
+        """Code of every choice."""
+        return {layer: code for code, layer in enumerate(self.choices, start=1)}
+
+    @property
+    def depths(self) -> range:
+        return range(self.min_depth, self.max_depth + 1)
 
 
 @dataclass(frozen=True)
 class SearchSpace:
     """Which architectures exist.
 
+    Raises:
+        UsageError: a value is impossible; the message begins with its name.
+
     Attributes:
-        name: what users call it.
+        name: what users call it; lower-case letters, digits and _.
         resolutions: sides of the square input, px, ascending.
         widths: channel multipliers, ascending.
         stem_channels: of the first convolution, at width 1.
@@ -114,6 +164,15 @@ class SearchSpace:
     mix_channels: int = 0
     mix_bias: bool = False
     first_residual: bool = True
+
+    def __post_init__(self) -> None:
+        _require(_NAME.fullmatch(self.name) is not None, "name", self.name, "must be lower-case letters, digits and _")
+        _require_ascending(self, "resolutions", "widths")
+        _require_positive(self, "stem_channels", "head_channels")
+        _require(self.stem_stride in {1, 2}, "stem_stride", self.stem_stride, "must be 1 or 2")
+        _require(self.mix_channels >= 0, "mix_channels", self.mix_channels, "must not be negative")
+        _require(len(self.stages) > 0, "stages", list(self.stages), "must not be empty")
+        _require_activation(self, "stem_activation", "head_activation")
 
     # ---- shape
 
@@ -153,7 +212,7 @@ class SearchSpace:
         """How many different architectures there are."""
         total = len(self.resolutions) * len(self.widths)
         for stage in self.stages:  # a fixed one counts once
-            total *= sum(len(stage.choices) ** depth for depth in range(stage.min_depth, stage.max_depth + 1))
+            total *= sum(len(stage.choices) ** depth for depth in stage.depths)
         return total
 
     def restrict(self, *, resolutions: Iterable[int] | None = None, widths: Iterable[float] | None = None) -> SearchSpace:
@@ -162,6 +221,25 @@ class SearchSpace:
             self,
             resolutions=self.resolutions if resolutions is None else tuple(sorted(set(resolutions))),
             widths=self.widths if widths is None else tuple(sorted(set(widths))),
+        )
+
+    def with_channels(self, stem: int, stages: Sequence[int], head: int, mix: int = 0) -> SearchSpace:
+        """The same space with channel counts that follow no multiplier, at width 1 alone. Its name tells them.
+
+        Raises:
+            UsageError: a count is no multiple of 8, or there are not as many as stages.
+        """
+        counts = (stem, *stages, head, *([mix] if mix else []))
+        _require(all(make_divisible(count) == count for count in counts), "channels", counts, "must be multiples of 8")
+        _require(len(stages) == len(self.stages), "stages", tuple(stages), f"must have {len(self.stages)} channel counts")
+        return replace(
+            self,
+            name=f"{self.name}_c{'_'.join(map(str, counts))}",
+            widths=(1.0,),
+            stem_channels=stem,
+            stages=tuple(replace(stage, out_channels=out) for stage, out in zip(self.stages, stages, strict=True)),
+            head_channels=head,
+            mix_channels=mix,
         )
 
     def stem_out(self, width: float) -> int:
@@ -203,12 +281,12 @@ class SearchSpace:
         if len(arch.stages) != len(self.stages):
             raise UsageError(f"the architecture has {len(arch.stages)} stages, space {self.name} has {len(self.stages)}")
         for number, (layers, stage) in enumerate(zip(arch.stages, self.stages, strict=True)):
-            if not stage.min_depth <= len(layers) <= stage.max_depth:
+            if len(layers) not in stage.depths:
                 raise UsageError(
                     f"stage {number} has {len(layers)} layers; space {self.name} allows {stage.min_depth} to {stage.max_depth}"
                 )
             for layer in layers:
-                if layer not in stage.choices:
+                if layer not in stage.codes:
                     raise UsageError(
                         f"stage {number} holds kernel {layer.kernel} with expansion {layer.expansion}; space {self.name} allows "
                         f"kernels {list(stage.kernels)} and expansions {list(stage.expansions)}"
@@ -298,50 +376,64 @@ class SearchSpace:
         codes: list[int] = []
         for number, _ in self.elastic:
             layers, stage = arch.stages[number], self.stages[number]
-            codes += [1 + stage.choices.index(layer) for layer in layers] + [0] * (stage.max_depth - len(layers))
+            codes += [stage.codes[layer] for layer in layers] + [0] * (stage.max_depth - len(layers))
         head = [self.resolutions.index(arch.resolution), self.widths.index(arch.width)]
         return np.array(head + codes, dtype=np.int64)
 
     def decode(self, genotype: npt.ArrayLike) -> Arch:
         """Architecture of a genotype (variables,), repaired first."""
-        fixed = self.repair(genotype)
-        stages = [list(stage.choices) * stage.max_depth if stage.fixed else [] for stage in self.stages]
-        for (stage, _), code in zip(self.slots, fixed[FIRST_SLOT:], strict=True):
-            if code:
-                stages[stage].append(self.stages[stage].choices[code - 1])
-        return Arch(self.resolutions[fixed[0]], self.widths[fixed[1]], tuple(map(tuple, stages)))
+        return self._arch(self.repair(genotype).tolist())
+
+    def _arch(self, genotype: Sequence[int]) -> Arch:
+        """Architecture of a canonical genotype."""
+        stages = [stage.choices * stage.max_depth for stage in self.stages]  # right for those without choice
+        for number, part in self.elastic:
+            choices = self.stages[number].choices
+            stages[number] = tuple([choices[code - 1] for code in genotype[part] if code])
+        return Arch(self.resolutions[genotype[0]], self.widths[genotype[1]], tuple(stages))
 
     def encode_all(self, archs: Sequence[Arch]) -> Genotypes:
         """Genotypes (n, variables)."""
         return np.stack([self.encode(arch) for arch in archs]) if archs else np.empty((0, self.variables), dtype=np.int64)
 
     def decode_all(self, genotypes: npt.ArrayLike) -> list[Arch]:
-        return [self.decode(genotype) for genotype in np.asarray(genotypes)]
+        """Architectures of genotypes (n, variables), repaired first."""
+        return [self._arch(genotype) for genotype in self.repair(genotypes).tolist()]
+
+    def neighbours(self, genotype: Genotypes) -> Genotypes:
+        """All architectures (k, variables) that differ from a canonical genotype (variables,) in exactly one variable.
+
+        So another resolution, another width, another choice in one layer, the last layer of a stage left out, or any layer put
+        behind it. They are canonical and distinct, and the relation is symmetric.
+        """
+        variables = np.repeat(np.arange(self.variables), self.upper - self.lower + 1)
+        values = np.concatenate([np.arange(low, high + 1) for low, high in zip(self.lower, self.upper, strict=True)])
+        rows = np.tile(genotype, (len(values), 1))
+        rows[np.arange(len(values)), variables] = values
+        canonical = (self.repair(rows) == rows).all(axis=1)
+        found: Genotypes = rows[canonical & (values != genotype[variables])]
+        return found
 
     # ---- chance
 
     def sample(self, n: int, rng: np.random.Generator, *, balanced: bool = True) -> Genotypes:
-        """Random genotypes (n, variables).
+        """Random canonical genotypes (n, variables).
 
         Args:
             n: how many.
             rng: source of chance.
-            balanced: draw the depth of each stage first, so shallow stages are as likely as deep ones; False draws every
-                variable uniformly, which skips a slot only once in (choices + 1) times.
+            balanced: every depth of a stage is as likely as any other; False makes every architecture of the space as likely as
+                any other, and since there are so many more of them, most are deep. (Drawing every variable uniformly, as
+                NAT does, is neither: two codes of a genotype with a gap may mean the same network.)
         """
-        genotypes = rng.integers(np.maximum(self.lower, self._first_code), self.upper, (n, self.variables), endpoint=True)
-        if not balanced:
-            genotypes = rng.integers(self.lower, self.upper, (n, self.variables), endpoint=True)
-            return self.repair(genotypes)
+        first = np.r_[self.lower[:FIRST_SLOT], np.ones(len(self.slots), dtype=np.int64)]
+        genotypes = rng.integers(first, self.upper, (n, self.variables), endpoint=True)
         for number, part in self.elastic:
             stage = self.stages[number]
-            depth = rng.integers(stage.min_depth, stage.max_depth, n, endpoint=True)
+            ways = np.array([1.0 if balanced else float(len(stage.choices)) ** depth for depth in stage.depths])
+            depth = rng.choice(stage.depths, n, p=ways / ways.sum())
             genotypes[:, part] *= np.arange(stage.max_depth) < depth[:, None]
-        return self.repair(genotypes)
-
-    @cached_property
-    def _first_code(self) -> Genotypes:
-        return np.array([0, 0] + [1] * len(self.slots), dtype=np.int64)
+        return genotypes
 
     def mutate(self, genotypes: Genotypes, rng: np.random.Generator, probability: float) -> Genotypes:
         """Every variable is drawn anew with `probability`; the result is in the space."""

@@ -24,14 +24,13 @@ class Task:
     def error(self, genotypes: Genotypes) -> np.ndarray:
         """Without noise, (n,)."""
         resolution = np.log(np.array(self.space.resolutions)[genotypes[:, 0]] / self.space.resolutions[0])
-        gain, start = 1.2 * resolution, 2
-        for number, stage in enumerate(self.space.stages):
-            codes = genotypes[:, start : start + stage.max_depth]
+        gain = 1.2 * resolution
+        for number, part in self.space.elastic:
+            stage, codes = self.space.stages[number], genotypes[:, part]
             expansions = np.array([0, *(choice.expansion for choice in stage.choices)])[codes]
             kernels = np.array([0, *(choice.kernel for choice in stage.choices)])[codes]
             held = (expansions * (1 + 0.1 * (kernels - 3) * (resolution[:, None] - 0.3))).sum(axis=1)
             gain = gain + (0.2 + 0.15 * (number % 3)) * np.log1p(held / 6)
-            start += stage.max_depth
         return 0.03 + 0.5 * np.exp(-0.6 * gain)
 
     def evaluate(self, archs: Sequence[Arch], version: int) -> np.ndarray:

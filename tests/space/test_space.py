@@ -1,8 +1,9 @@
-"""Architectures, genotypes, spaces, blocks and cost."""
+"""Architectures, genotypes and spaces."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from natdeploy.errors import UsageError
-from natdeploy.space import Arch, Block, BlockSum, Layer, SearchSpace, Stage, cost, get_space
-from natdeploy.space.catalog import DEMO, MBV2, NAMES, plain_arch
-from natdeploy.space.space import make_divisible
+from natdeploy.space import Arch, Layer, SearchSpace, Stage
+from natdeploy.space.catalog import MBV2, OFA_MBV3, SPACES, plain_arch
 
 MOBILENET_V2 = plain_arch(224, 1.0, (1, 2, 3, 4, 3, 3, 1))
 TINY = SearchSpace("tiny", (8, 16), (1.0, 1.5), 8, 1, (Stage(8, 1, 1, 2, (3, 5), (1, 2)), Stage(16, 2, 1, 2, (3,), (2,))), 32)
 
-spaces = st.sampled_from([MBV2, DEMO, TINY])
+spaces = st.sampled_from([*SPACES.values(), TINY])
 seeds = st.integers(0, 2**32 - 1)
 fast = settings(deadline=None, max_examples=40)
 
@@ -32,6 +32,7 @@ def test_every_sample_round_trips_through_arch_text_and_genotype(space: SearchSp
     genotypes = space.sample(5, rng(seed), balanced=balanced)
     archs = space.decode_all(genotypes)
     np.testing.assert_array_equal(space.encode_all(archs), genotypes)
+    assert archs == [space.decode(genotype) for genotype in genotypes]
     for arch in archs:
         space.validate(arch)
         assert Arch.parse(str(arch)) == arch
@@ -72,28 +73,103 @@ def test_mutation_and_crossover_stay_in_the_space(space: SearchSpace, seed: int,
 def test_a_layer_behind_a_skipped_slot_moves_forward() -> None:
     genotype = MBV2.encode(MOBILENET_V2)
     raw = genotype.copy()
-    first = 2 + 1  # resolution, width, the first stage's only slot
-    raw[first : first + 4] = [4, 0, 2, 0]
-    assert MBV2.repair(raw)[first : first + 4].tolist() == [4, 2, 0, 0]
+    raw[2:6] = [4, 0, 2, 0]
+    assert MBV2.repair(raw)[2:6].tolist() == [4, 2, 0, 0]
+
+
+def everything(space: SearchSpace) -> np.ndarray:
+    """Every canonical genotype, from every raw one."""
+    ranges = [np.arange(low, high + 1) for low, high in zip(space.lower, space.upper, strict=True)]
+    return np.unique(space.repair(np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, space.variables)), axis=0)
 
 
 def test_size_is_the_number_of_different_architectures() -> None:
-    every = np.stack(np.meshgrid(*[np.arange(high + 1) for high in TINY.upper], indexing="ij"), axis=-1).reshape(-1, TINY.variables)
-    assert len(np.unique(TINY.repair(every), axis=0)) == TINY.size == 2 * 2 * (4 + 16) * (1 + 1)
+    assert len(everything(TINY)) == TINY.size == 2 * 2 * (4 + 16) * (1 + 1)
+    assert len(set(TINY.decode_all(everything(TINY)))) == TINY.size
+
+
+def test_size_of_nats_space() -> None:
+    """2 widths, 17 resolutions, and a stage of 2 to 4 layers with 9 choices each, 5 times."""
+    assert OFA_MBV3.size == 2 * 17 * (9**2 + 9**3 + 9**4) ** 5
+    assert MBV2.size == 21 * 6 * (6 + 6**2 + 6**3 + 6**4) ** 5
 
 
 def test_balanced_sampling_draws_every_depth_equally_often() -> None:
     depths = np.array([arch.depths for arch in MBV2.decode_all(MBV2.sample(4000, rng()))])
     shares = [(depths[:, 1] == depth).mean() for depth in (1, 2, 3, 4)]
     assert shares == pytest.approx([0.25] * 4, abs=0.03)
-    unbalanced = np.array([arch.depths for arch in MBV2.decode_all(MBV2.sample(4000, rng(), balanced=False))])
-    assert (unbalanced[:, 1] == 4).mean() > 0.5
 
 
-def test_a_stage_needs_a_layer_and_choices() -> None:
-    for wrong in ({"min_depth": 0}, {"max_depth": 1, "min_depth": 2}, {"kernels": ()}, {"expansions": ()}):
-        with pytest.raises(UsageError, match="stage"):
-            replace(MBV2.stages[1], **wrong)  # type: ignore[arg-type]
+def test_unbalanced_sampling_draws_every_architecture_equally_often() -> None:
+    drawn = TINY.sample(160 * 400, rng(), balanced=False)
+    found, counts = np.unique(drawn, axis=0, return_counts=True)
+    np.testing.assert_array_equal(found, everything(TINY))
+    chi_square = ((counts - 400) ** 2 / 400).sum()
+    assert chi_square == pytest.approx(159, abs=4 * (2 * 159) ** 0.5)
+    deepest = (OFA_MBV3.sample(4000, rng(), balanced=False)[:, 2:6] > 0).sum(axis=1) == 4
+    assert deepest.mean() == pytest.approx(9**4 / (9**2 + 9**3 + 9**4), abs=0.02)
+
+
+@given(spaces, seeds)
+@fast
+def test_neighbours_are_the_architectures_one_variable_away(space: SearchSpace, seed: int) -> None:
+    genotype = space.sample(1, rng(seed))[0]
+    found = space.neighbours(genotype)
+    np.testing.assert_array_equal(space.repair(found), found)
+    assert len(np.unique(found, axis=0)) == len(found)
+    assert ((found != genotype).sum(axis=1) == 1).all()
+    back = space.neighbours(found[rng(seed).integers(len(found))])
+    assert (back == genotype).all(axis=1).any(), "the relation is symmetric"
+    depths = (genotype[2:] > 0).sum() - (found[:, 2:] > 0).sum(axis=1)
+    assert set(np.abs(depths)) <= {0, 1}
+
+
+def test_no_neighbour_is_forgotten() -> None:
+    every = everything(TINY)
+    for genotype in every:
+        expected = every[(every != genotype).sum(axis=1) == 1]
+        np.testing.assert_array_equal(np.unique(TINY.neighbours(genotype), axis=0), expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"min_depth": 0}, "min_depth must be 1 or more, not 0"),
+        ({"max_depth": 1, "min_depth": 2}, r"max_depth must be min_depth \(2\) or more, not 1"),
+        ({"kernels": ()}, r"kernels must be positive, ascending .*, not \[\]"),
+        ({"kernels": (5, 3)}, r"kernels must be .*ascending"),
+        ({"kernels": (3, 4)}, r"kernels must be odd, not \[3, 4\]"),
+        ({"expansions": ()}, "expansions must be"),
+        ({"expansions": (3, 3)}, "expansions must be .*without repetition"),
+        ({"expansions": (0.5, 2)}, "expansions must be 1, or 1.25 or more"),
+        ({"expansions": (1, 1.1)}, r"expansions must be 1, or 1.25 or more, not \[1, 1.1\]"),
+        ({"stride": 3}, "stride must be 1 or 2, not 3"),
+        ({"out_channels": 0}, "out_channels must be 1 or more"),
+        ({"activation": "tanh"}, "activation must be one of relu, relu6, hswish, not 'tanh'"),
+    ],
+)
+def test_an_impossible_stage_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        replace(MBV2.stages[1], **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"name": "my space"}, "name must be lower-case letters, digits and _, not 'my space'"),
+        ({"resolutions": ()}, "resolutions must be"),
+        ({"resolutions": (64, 32)}, r"resolutions must be .*ascending.*, not \[64, 32\]"),
+        ({"widths": (0.0, 1.0)}, "widths must be positive"),
+        ({"stem_channels": 0}, "stem_channels must be 1 or more"),
+        ({"stem_stride": 4}, "stem_stride must be 1 or 2"),
+        ({"stages": ()}, "stages must not be empty"),
+        ({"mix_channels": -1}, "mix_channels must not be negative"),
+        ({"head_activation": "swish"}, "head_activation must be one of"),
+    ],
+)
+def test_an_impossible_space_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        replace(MBV2, **wrong)
 
 
 # ---- text
@@ -142,63 +218,3 @@ def test_lists_that_do_not_fit_are_refused(values: dict[str, object], sentence: 
 def test_what_is_not_of_the_space_is_named(change: dict[str, object], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         MBV2.validate(replace(MOBILENET_V2, **change))  # type: ignore[arg-type]
-
-
-def test_unknown_space_lists_the_known() -> None:
-    assert [get_space(name).name for name in NAMES] == list(NAMES)
-    with pytest.raises(UsageError, match="mbv2, demo"):
-        get_space("mars")
-
-
-# ---- blocks and cost
-
-
-def test_mobilenet_v2_costs_what_the_paper_says() -> None:
-    """3.4 M parameters and 300 M multiply-adds at 224 px (arXiv 1801.04381, table 4); 3,504,872 is torchvision's exact count."""
-    found = cost(MBV2, [MOBILENET_V2])
-    assert found.params[0] == 3_504_872
-    assert found.macs[0] == 300_774_272
-
-
-@given(spaces, seeds)
-@fast
-def test_cost_by_look_up_equals_the_sum_over_blocks(space: SearchSpace, seed: int) -> None:
-    archs = space.decode_all(space.sample(5, rng(seed)))
-    found = cost(space, archs, classes=7)
-    for row, arch in enumerate(archs):
-        blocks = space.blocks(arch, 7)
-        assert found.macs[row] == sum(block.macs for block in blocks)
-        assert found.params[row] == sum(block.params for block in blocks)
-        assert found.activation_bytes[row] == sum(block.activation_bytes for block in blocks)
-
-
-@given(spaces, seeds)
-@fast
-def test_blocks_fit_each_other(space: SearchSpace, seed: int) -> None:
-    for arch in space.decode_all(space.sample(3, rng(seed))):
-        *blocks, head, classifier = space.blocks(arch, 5)
-        for block, following in zip(blocks, [*blocks[1:], head], strict=True):
-            assert (block.out_channels, block.out_size) == (following.in_channels, following.size)
-        assert (head.out_channels, classifier.out_channels) == (classifier.in_channels, 5)
-
-
-def test_every_block_is_asked_for_once() -> None:
-    seen: list[Block] = []
-
-    def value(blocks: object) -> list[float]:
-        assert isinstance(blocks, list)
-        seen.extend(blocks)
-        return [1.0] * len(blocks)
-
-    total = BlockSum(DEMO, value, 10)
-    assert len(seen) == len(set(seen))
-    archs = DEMO.decode_all(DEMO.sample(20, rng()))
-    assert total(DEMO.encode_all(archs)).tolist() == [len(DEMO.blocks(arch, 10)) for arch in archs]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "rounded"), [(32 * 0.35, 16), (16 * 0.35, 8), (64 * 0.35, 24), (96 * 0.35, 32), (17, 16), (4, 8)]
-)
-def test_make_divisible_rounds_to_eight_and_loses_a_tenth_at_most(wanted: float, rounded: int) -> None:
-    assert make_divisible(wanted) == rounded
-    assert rounded >= 0.9 * wanted
