@@ -5,8 +5,9 @@ from natdeploy.supernet.detect import InputConvention, choose_input
 from natdeploy.supernet.layers import Padding
 from natdeploy.supernet.network import Supernet
 from natdeploy.supernet.remap import RemapReport, remap
+from natdeploy.supernet.sorting import sort_channels
 from natdeploy.supernet.subnet import Subnet, build_block
-from natdeploy.supernet.weights import Seed, read_seed, write_seed
+from natdeploy.supernet.weights import Seed, load_supernet, read_seed, restore, save_supernet, supernet_of, write_seed
 
 __all__ = [
     "InputConvention",
@@ -18,7 +19,12 @@ __all__ = [
     "build_block",
     "calibrate",
     "choose_input",
+    "load_supernet",
     "read_seed",
     "remap",
+    "restore",
+    "save_supernet",
+    "sort_channels",
+    "supernet_of",
     "write_seed",
 ]

@@ -129,7 +129,7 @@ class Subnet(nn.Module):
         self, space: SearchSpace, arch: Arch, classes: int, padding: Padding = "symmetric", norm_eps: float = NORM_EPS
     ) -> None:
         super().__init__()
-        self.arch, self.classes, self.padding, self.norm_eps = arch, classes, padding, norm_eps
+        self.space, self.arch, self.classes, self.padding, self.norm_eps = space, arch, classes, padding, norm_eps
         modules = (build_block(block, padding, norm_eps) for block in space.blocks(arch, classes))
         self.stem = next(modules)
         self.stages = nn.ModuleList(nn.Sequential(*(next(modules) for _ in stage)) for stage in arch.stages)
