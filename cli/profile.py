@@ -18,7 +18,10 @@ def profile(
     *,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="Name of a known device, or a file that describes one.")] = "host",
     runtime: Annotated[str, typer.Option(metavar="NAME", help="What runs the nets there.")] = "onnxruntime",
-    space: Annotated[str, typer.Option(metavar="NAME", help="Whose blocks to measure.")] = "mbv2",
+    space: Annotated[str, typer.Option(metavar="SPACE", help="Whose blocks to measure: a name, or a .toml file.")] = "mbv2",
+    width: Annotated[
+        float | None, typer.Option(metavar="W", min=0.1, help="Channel multiplier.", show_default="the space's first")
+    ] = None,
     classes: Annotated[int, typer.Option(metavar="N", min=1, help="Outputs of the classifier.")] = 1000,
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the runtime.")] = 1,
     minutes: Annotated[
@@ -47,6 +50,7 @@ def profile(
             device,
             runtime,
             space=space,
+            width=width,
             classes=classes,
             tables=tables,
             threads=threads,

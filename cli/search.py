@@ -39,7 +39,7 @@ def search(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run folder.", show_default="runs/ and the data folder's name")
     ] = None,
-    space: Annotated[str, typer.Option(metavar="NAME", help="Which architectures there are.")] = "mbv2",
+    space: Annotated[str, typer.Option(metavar="SPACE", help="Which architectures there are: a name, or a .toml file.")] = "mbv2",
     rounds: Annotated[
         int | None, typer.Option(metavar="N", help="Rounds of search and adaptation.", show_default="follows from the budget")
     ] = None,

@@ -4,26 +4,47 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from natdeploy.errors import UsageError
 from natdeploy.space import Block
-from natdeploy.space.blocks import KINDS
+from natdeploy.space.blocks import ACTIVATIONS, KINDS
 
 Floats = npt.NDArray[np.float64]
 
 VECTOR = 16
 """Channels that a processor handles at once (fp32 in AVX-512): a group that is not full costs as much as a full one."""
 
-_KEY = re.compile(rf"({'|'.join(KINDS)})-(\d+)x(\d+)-m(\d+)-o(\d+)-k(\d+)-s(\d+)")
+_LINEAR = frozenset({"mix", "classifier"})
+"""Kinds behind the pooling."""
+
+_DEFAULT_ACTIVATION = "relu6"
+_KEY = re.compile(
+    rf"(?P<kind>{'|'.join(KINDS)})-(\d+)x(\d+)-m(\d+)-o(\d+)-k(\d+)-s(\d+)"
+    rf"(?:-se(?P<squeeze>\d+))?(?:-(?P<activation>{'|'.join(ACTIVATIONS)}))?(?P<plain>-plain)?(?P<bias>-bias)?"
+)
 
 
 def block_key(block: Block) -> str:
-    """`mbconv-112x16-m96-o24-k3-s2`: kind, size x input channels, mid and output channels, kernel, stride."""
+    """`mbconv-112x16-m96-o24-k3-s2`: kind, size x input channels, mid and output channels, kernel, stride.
+
+    What MobileNetV2 does not have follows, in this order: `-se24` squeeze-and-excitation with so many hidden channels, an
+    activation other than relu6, `-plain` an mbconv without residual although its shape allows one, `-bias` a mix with one.
+    """
     b = block
-    return f"{b.kind}-{b.size}x{b.in_channels}-m{b.mid_channels}-o{b.out_channels}-k{b.kernel}-s{b.stride}"
+    parts = [f"{b.kind}-{b.size}x{b.in_channels}-m{b.mid_channels}-o{b.out_channels}-k{b.kernel}-s{b.stride}"]
+    if b.squeeze:
+        parts.append(f"se{b.squeeze}")
+    if b.activation != _DEFAULT_ACTIVATION:
+        parts.append(b.activation)
+    if _may_be_residual(b) and not b.residual:
+        parts.append("plain")
+    if b.kind == "mix" and b.bias:
+        parts.append("bias")
+    return "-".join(parts)
 
 
 def parse_block(key: str) -> Block:
@@ -35,27 +56,67 @@ def parse_block(key: str) -> Block:
     match = _KEY.fullmatch(key)
     if match is None:
         raise UsageError(f"{key!r} is no block; expected a text like mbconv-112x16-m96-o24-k3-s2")
-    kind = next(each for each in KINDS if each == match[1])
-    return Block(kind, *(int(number) for number in match.groups()[1:]))
+    kind = next(each for each in KINDS if each == match["kind"])
+    size, inputs, mid, outputs, kernel, stride = (int(number) for number in match.groups()[1:7])
+    block = Block(
+        kind,
+        size,
+        inputs,
+        mid,
+        outputs,
+        kernel,
+        stride,
+        activation=next(each for each in ACTIVATIONS if each == (match["activation"] or _DEFAULT_ACTIVATION)),
+        squeeze=int(match["squeeze"] or 0),
+        bias=kind == "classifier" or match["bias"] is not None,
+    )
+    block = replace(block, residual=_may_be_residual(block) and match["plain"] is None)
+    if block_key(block) != key:
+        raise UsageError(f"{key!r} is no block; written as {block_key(block)} it would be one")
+    return block
+
+
+def _may_be_residual(block: Block) -> bool:
+    return block.kind == "mbconv" and block.stride == 1 and block.in_channels == block.out_channels
 
 
 def input_shape(block: Block) -> tuple[int, ...]:
     """Shape of the block's input, batch 1."""
-    return (1, block.in_channels) if block.kind == "classifier" else (1, block.in_channels, block.size, block.size)
+    return (1, block.in_channels) if block.kind in _LINEAR else (1, block.in_channels, block.size, block.size)
 
 
 Depthwise = tuple[int, int]
 """Kernel and stride of a depthwise convolution. Each pair is a column of its own: kernels differ in kind, not in amount."""
 
 
-def depthwise_kinds(blocks: Sequence[Block]) -> tuple[Depthwise, ...]:
-    """The pairs that occur, sorted."""
-    return tuple(sorted({(block.kernel, block.stride) for block in blocks if block.kind == "mbconv"}))
+@dataclass(frozen=True)
+class Parts:
+    """What occurs among measured blocks and has a cost of its own; `work` has columns for these alone.
+
+    Attributes:
+        depthwise: the convolutions, sorted.
+        squeeze: whether there is squeeze-and-excitation.
+        hswish: whether there is this activation, which runtimes do not fuse into the convolution as they do relu and relu6.
+    """
+
+    depthwise: tuple[Depthwise, ...]
+    squeeze: bool
+    hswish: bool
 
 
-def work_names(kinds: Sequence[Depthwise]) -> tuple[str, ...]:
+def parts_of(blocks: Sequence[Block]) -> Parts:
+    """What occurs among blocks."""
+    return Parts(
+        depthwise=tuple(sorted({(block.kernel, block.stride) for block in blocks if block.kind == "mbconv"})),
+        squeeze=any(block.squeeze for block in blocks),
+        hswish=any(block.activation == "hswish" for block in blocks),
+    )
+
+
+def work_names(parts: Parts) -> tuple[str, ...]:
     """Names of the columns of `work`."""
-    return (*_WORK, *(f"depthwise k{kernel} s{stride} macs" for kernel, stride in kinds))
+    depthwise = (f"depthwise k{kernel} s{stride} macs" for kernel, stride in parts.depthwise)
+    return (*_WORK, *(_SQUEEZE if parts.squeeze else ()), *(_HSWISH if parts.hswish else ()), *depthwise)
 
 
 _WORK = (
@@ -63,7 +124,7 @@ _WORK = (
     "expand macs",
     "project macs",
     "head macs",
-    "classifier macs",
+    "linear macs",
     "expand weights",
     "project weights",
     "head weights",
@@ -71,43 +132,57 @@ _WORK = (
     "depthwise row taps",
     "layers",
 )
+_SQUEEZE = ("squeeze elements", "squeeze weights", "squeezes")
+_HSWISH = ("hswish elements",)
 
 
-def work(blocks: Sequence[Block], kinds: Sequence[Depthwise]) -> Floats:
+def work(blocks: Sequence[Block], parts: Parts) -> Floats:
     """What a block makes the processor do, (blocks, columns): amounts whose costs add up.
 
     Multiply-accumulates by kind of convolution, weights to be read, rows of the depthwise convolution (each has a start-up cost,
-    and one more for every kernel row), and the layer itself. A kernel and stride that is not among `kinds` has no column.
+    and one more for every kernel row), and the layer itself. Squeeze-and-excitation goes over the depthwise output twice (mean,
+    product), and has weights and a start-up cost; hswish goes over every output it follows. What is not among `parts` has no
+    column.
     """
-    rows = np.zeros((len(blocks), len(_WORK) + len(kinds)))
-    column = {name: i for i, name in enumerate(work_names(kinds))}
+    names = work_names(parts)
+    rows = np.zeros((len(blocks), len(names)))
+    column = {name: i for i, name in enumerate(names)}
     for row, b in zip(rows, blocks, strict=True):
         inputs, mid, outputs = (-(-channels // VECTOR) * VECTOR for channels in (b.in_channels, b.mid_channels, b.out_channels))
         positions = b.out_size**2
+        activated = positions * outputs
         if b.kind == "stem":
             row[column["stem macs"]] = positions * b.kernel**2 * b.in_channels * outputs
         elif b.kind == "head":
             row[column["head macs"]] = positions * inputs * outputs
             row[column["head weights"]] = inputs * outputs
-        elif b.kind == "classifier":
-            row[column["classifier macs"]] = b.in_channels * b.out_channels
+        elif b.kind in _LINEAR:
+            row[column["linear macs"]] = b.in_channels * b.out_channels
         else:
+            activated = positions * mid
             if b.expands:
+                activated += b.size**2 * mid
                 row[column["expand macs"]] = b.size**2 * inputs * mid
                 row[column["expand weights"]] = inputs * mid
-            if (b.kernel, b.stride) in kinds:
+            if (b.kernel, b.stride) in parts.depthwise:
                 row[column[f"depthwise k{b.kernel} s{b.stride} macs"]] = positions * b.kernel**2 * mid
             row[column["depthwise rows"]] = b.out_size * mid
             row[column["depthwise row taps"]] = b.out_size * b.kernel * mid
             row[column["project macs"]] = positions * mid * outputs
             row[column["project weights"]] = mid * outputs
             row[column["layers"]] = 1
+            if b.squeeze and parts.squeeze:
+                row[column["squeeze elements"]] = positions * mid
+                row[column["squeeze weights"]] = mid * b.squeeze
+                row[column["squeezes"]] = 1
+        if b.activation == "hswish" and parts.hswish:
+            row[column["hswish elements"]] = activated
     return rows
 
 
 def boundary(blocks: Sequence[Block]) -> Floats:
     """Elements of input and output, (blocks, 2): a block that runs alone pays for bringing them into the runtime's own layout."""
-    inputs = [b.size**2 * b.in_channels if b.kind != "classifier" else 0 for b in blocks]
+    inputs = [b.size**2 * b.in_channels if b.kind not in _LINEAR else 0 for b in blocks]
     outputs = [b.out_size**2 * b.out_channels if b.kind in {"stem", "mbconv"} else 0 for b in blocks]
     return np.column_stack([inputs, outputs]).astype(np.float64).reshape(-1, 2)
 

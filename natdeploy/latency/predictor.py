@@ -23,7 +23,7 @@ from scipy.optimize import nnls
 from scipy.stats import kendalltau, spearmanr
 
 from natdeploy.errors import DamagedFileError, UsageError
-from natdeploy.latency.blocks import Depthwise, Floats, boundary, cold, depthwise_kinds, work
+from natdeploy.latency.blocks import Floats, Parts, boundary, cold, parts_of, work
 from natdeploy.latency.table import Role, Table
 from natdeploy.space import Arch, Block, BlockSum, Genotypes, SearchSpace
 
@@ -84,7 +84,8 @@ class Prediction:
         latency_ms: predicted.
         low_ms: lower end of the interval.
         high_ms: upper end.
-        known: False where a block's kind, kernel or stride was never measured, or its size or channels lie outside of what was.
+        known: False where a block's kind, kernel, stride, activation or squeeze-and-excitation was never measured, or its size or
+            channels lie outside of what was.
     """
 
     latency_ms: Floats
@@ -97,19 +98,19 @@ class BlockModel:
     """Latency of blocks that run alone.
 
     Args:
-        kinds: depthwise convolutions that were measured.
+        parts: what was measured and has columns of its own.
         weights: cost of each column, ms.
         booster: of the log-ratio to that sum, or None where it does not help.
     """
 
-    def __init__(self, kinds: tuple[Depthwise, ...], weights: Floats, booster: xgboost.Booster | None) -> None:
-        self.kinds, self.weights, self.booster = kinds, weights, booster
+    def __init__(self, parts: Parts, weights: Floats, booster: xgboost.Booster | None) -> None:
+        self.parts, self.weights, self.booster = parts, weights, booster
 
     @classmethod
     def fit(cls, blocks: Sequence[Block], latency_ms: Floats) -> BlockModel:
         """Fits the sum, and the booster where cross-validation says that it helps."""
-        kinds = depthwise_kinds(blocks)
-        columns = _alone(blocks, kinds)
+        parts = parts_of(blocks)
+        columns = _alone(blocks, parts)
         fold = np.arange(len(blocks)) % FOLDS
         plain, boosted = np.empty((2, len(blocks)))
         for held_out in (fold == k for k in range(FOLDS)):
@@ -119,17 +120,17 @@ class BlockModel:
             boosted[held_out] = plain[held_out] * _ratio(booster, columns[held_out], plain[held_out])
         weights = _relative_nnls(columns, latency_ms)
         helps = _log_error(boosted, latency_ms) < _BOOSTER_GAIN * _log_error(plain, latency_ms)
-        return cls(kinds, weights, _boost(columns, _sum(columns, weights), latency_ms) if helps else None)
+        return cls(parts, weights, _boost(columns, _sum(columns, weights), latency_ms) if helps else None)
 
     def predict(self, blocks: Sequence[Block]) -> Floats:
         """Milliseconds (blocks,)."""
-        return _sum(_alone(blocks, self.kinds), self.weights) * self.ratio(blocks)
+        return _sum(_alone(blocks, self.parts), self.weights) * self.ratio(blocks)
 
     def ratio(self, blocks: Sequence[Block]) -> Floats:
         """How many times slower than their columns say blocks are, (blocks,)."""
         if self.booster is None:
             return np.ones(len(blocks))
-        columns = _alone(blocks, self.kinds)
+        columns = _alone(blocks, self.parts)
         return _ratio(self.booster, columns, _sum(columns, self.weights))
 
 
@@ -217,7 +218,7 @@ class LatencyPredictor:
         state = _State(
             format=_FORMAT,
             source=self.source,
-            kinds=self._blocks.kinds,
+            parts=self._blocks.parts,
             block_weights=tuple(self._blocks.weights.tolist()),
             booster=None if booster is None else bytes(booster.save_raw("json")).decode(),
             network_weights=tuple(self._network.weights.tolist()),
@@ -245,7 +246,7 @@ class LatencyPredictor:
             state = _State.model_validate_json(path.read_bytes())
             booster = None if state.booster is None else xgboost.Booster(model_file=bytearray(state.booster.encode()))
             block_weights, network_weights = np.array(state.block_weights), np.array(state.network_weights)
-            columns = work([], state.kinds).shape[1]
+            columns = work([], state.parts).shape[1]
             if (len(block_weights), len(network_weights)) != (columns + 3, columns + 2):
                 raise ValueError("its weights do not fit its columns")
             quality = Quality(n=int(state.quality["n"]), **{name: value for name, value in state.quality.items() if name != "n"})
@@ -260,21 +261,24 @@ class LatencyPredictor:
         except (ValueError, KeyError, TypeError, xgboost.core.XGBoostError) as error:
             raise DamagedFileError(f"{path} is damaged; fit the predictor again from its table") from error
         network = NetworkModel(network_weights, state.call_ms, state.boosted, state.spread)
-        return cls(BlockModel(state.kinds, block_weights, booster), network, state.ranges, quality, state.source)
+        return cls(BlockModel(state.parts, block_weights, booster), network, state.ranges, quality, state.source)
 
 
 _ROLES: tuple[Role, ...] = ("fit", "test")
-_FORMAT: Literal["natdeploy latency predictor 1"] = "natdeploy latency predictor 1"
+_FORMAT: Literal["natdeploy latency predictor 2"] = "natdeploy latency predictor 2"
 
 _Range = tuple[int, int]
 
 
 class _Ranges(BaseModel):
-    """What was measured: kinds with kernel and stride, and for each kind of block the smallest and largest of its numbers."""
+    """What was measured: kinds with kernel and stride, kinds with activation and whether there is squeeze-and-excitation, and for
+    each kind of block the smallest and largest of its numbers.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seen: frozenset[tuple[str, int, int]]
+    convolutions: frozenset[tuple[str, int, int]]
+    styles: frozenset[tuple[str, str, bool]]
     limits: dict[str, tuple[_Range, _Range, _Range, _Range]]
 
     @classmethod
@@ -287,12 +291,20 @@ class _Ranges(BaseModel):
             size, inputs, mid, outputs = ((min(column), max(column)) for column in zip(*rows, strict=True))
             # A classifier of fewer classes than any measured costs less than the least of them, which is next to nothing.
             limits[kind] = (size, inputs, mid, (1, outputs[1]) if kind == "classifier" else outputs)
-        return cls(seen=frozenset((block.kind, block.kernel, block.stride) for block in blocks), limits=limits)
+        return cls(convolutions=frozenset(map(_convolution, blocks)), styles=frozenset(map(_style, blocks)), limits=limits)
 
     def holds(self, block: Block) -> bool:
-        if (block.kind, block.kernel, block.stride) not in self.seen:
+        if _convolution(block) not in self.convolutions or _style(block) not in self.styles:
             return False
         return all(low <= number <= high for number, (low, high) in zip(_numbers(block), self.limits[block.kind], strict=True))
+
+
+def _convolution(block: Block) -> tuple[str, int, int]:
+    return block.kind, block.kernel, block.stride
+
+
+def _style(block: Block) -> tuple[str, str, bool]:
+    return block.kind, block.activation, block.squeeze > 0
 
 
 def _numbers(block: Block) -> tuple[int, int, int, int]:
@@ -304,9 +316,9 @@ class _State(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    format: Literal["natdeploy latency predictor 1"]
+    format: Literal["natdeploy latency predictor 2"]
     source: str
-    kinds: tuple[Depthwise, ...]
+    parts: Parts
     block_weights: tuple[float, ...]
     booster: str | None
     network_weights: tuple[float, ...]
@@ -317,14 +329,14 @@ class _State(BaseModel):
     quality: dict[str, float]
 
 
-def _alone(blocks: Sequence[Block], kinds: Sequence[Depthwise]) -> Floats:
+def _alone(blocks: Sequence[Block], parts: Parts) -> Floats:
     """Columns of blocks that run alone: their work, what crosses their boundary, and one call each."""
-    return np.hstack([work(blocks, kinds), boundary(blocks), np.ones((len(blocks), 1))])
+    return np.hstack([work(blocks, parts), boundary(blocks), np.ones((len(blocks), 1))])
 
 
 def _within(blocks: Sequence[Block], model: BlockModel, boosted: bool) -> Floats:
     """Columns of blocks within a network: their work and what is cold."""
-    columns = np.hstack([work(blocks, model.kinds), cold(blocks)])
+    columns = np.hstack([work(blocks, model.parts), cold(blocks)])
     return columns * model.ratio(blocks)[:, None] if boosted else columns
 
 

@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -86,11 +86,11 @@ def plan_blocks(space: SearchSpace, classes: int, rows: int, rng: np.random.Gene
     """Distinct blocks of the space, at most `rows`.
 
     Blocks that differ in size alone are a family. Every family comes once, at a random one of its sizes, before any comes twice,
-    at the size farthest (as a ratio) from those it has; stem, head and classifier first.
+    at the size farthest (as a ratio) from those it has; what every network has comes first: stem, head, mix and classifier.
     """
-    families: dict[tuple[Any, ...], list[Block]] = defaultdict(list)
+    families: dict[Block, list[Block]] = defaultdict(list)
     for block in space_blocks(space, classes):
-        families[block.kind, block.in_channels, block.mid_channels, block.out_channels, block.kernel, block.stride].append(block)
+        families[replace(block, size=0)].append(block)
     order = list(families.values())
     order = [order[i] for i in rng.permutation(len(order))]
     order.sort(key=lambda family: family[0].kind == "mbconv")

@@ -20,7 +20,7 @@ class SearchConfig(BaseModel):
         data: image folder, with `train/` and `test/` or one flat folder of classes.
         out: run folder, created.
         target: device, optionally with runtime: `host`, `host/onnxruntime`.
-        space: name of a shipped space.
+        space: name of a shipped space, or path of a TOML file (docs/spaces.md).
         seed_weights: pretrained network; its width and depths are read from the file.
         constraints: `latency<=1.5ms`, `macs<=100M`, `params<=3M`.
         objectives: minimised together; `error` is always one of them.

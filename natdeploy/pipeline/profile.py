@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from dataclasses import dataclass, replace
@@ -16,7 +17,8 @@ from natdeploy.latency.predictor import LatencyPredictor, Quality
 from natdeploy.latency.profile import JOURNAL, Plan, make_plan, profile_table
 from natdeploy.latency.table import Table, read_table, write_table
 from natdeploy.progress import Progress, Silent
-from natdeploy.space import Arch, Block, SearchSpace, get_space
+from natdeploy.space import Arch, Block, SearchSpace, get_space, space_toml
+from natdeploy.space.catalog import SPACES
 from natdeploy.supernet import Subnet, build_block
 
 DEFAULT_MINUTES = 3.5
@@ -57,8 +59,15 @@ def tables_folder(tables: Path | None) -> Path:
 
 
 def table_folder(tables: Path, target: Target, space: SearchSpace) -> Path:
-    """The folder of one device's table of one space. Whole networks are part of a table, so it belongs to a space of one width."""
-    return tables / target.device.name / f"{space.name}-w{space.widths[0]:g}"
+    """The folder of one device's table of one space. Whole networks are part of a table, so it belongs to a space of one width.
+
+    One table serves all resolutions. The folder of a space that does not ship, or whose channels are a seed's own, carries a digest
+    of its layers, so that another one of the same name does not meet its table.
+    """
+    name, layers = space.name, space_toml(space.restrict(resolutions=(1,), widths=(1,)))
+    if name not in SPACES or layers != space_toml(SPACES[name].restrict(resolutions=(1,), widths=(1,))):
+        name += f"-{hashlib.sha256(layers.encode()).hexdigest()[:8]}"
+    return tables / target.device.name / f"{name}-w{space.widths[0]:g}"
 
 
 def find_table(tables: Path, target: Target, space: SearchSpace, progress: Progress) -> Table | None:
@@ -122,6 +131,7 @@ def profile(
     runtime: str = "onnxruntime",
     *,
     space: str = "mbv2",
+    width: float | None = None,
     classes: int = 1000,
     tables: Path | None = None,
     threads: int = 1,
@@ -134,7 +144,8 @@ def profile(
     Args:
         device: name or file.
         runtime: what runs the networks.
-        space: name of a shipped space.
+        space: name of a shipped space, or path of a TOML file.
+        width: channel multiplier; the space's first by default. Every width has a table of its own.
         classes: outputs of the classifier of the whole networks.
         tables: folder of tables; the user's own by default.
         threads: of the runtime.
@@ -147,7 +158,8 @@ def profile(
         DeviceError: the device failed.
     """
     target = parse_target(f"{device}/{runtime}", threads)
-    chosen, folder = get_space(space), tables_folder(tables)
+    named, folder = get_space(space), tables_folder(tables)
+    chosen = named.restrict(widths=(width or named.widths[0],))
     start = time.perf_counter()
     table = measure_table(
         folder,

@@ -13,11 +13,12 @@ import pytest
 import xgboost
 
 from natdeploy.errors import DamagedFileError, UsageError
-from natdeploy.latency.blocks import Floats, boundary, cold, depthwise_kinds, work, work_names
+from natdeploy.latency.blocks import Floats, Parts, boundary, cold, parts_of, work, work_names
 from natdeploy.latency.predictor import BlockModel, LatencyPredictor, quality_text
 from natdeploy.latency.profile import make_plan, space_blocks
 from natdeploy.latency.table import BlockRow, Provenance, SubnetRow, Table, Timing
 from natdeploy.space import Block, get_space
+from natdeploy.space.space import squeeze_channels
 
 SPACE = get_space("mbv2")
 CLASSES = 10
@@ -77,16 +78,37 @@ def predictor(table: Table) -> LatencyPredictor:
 
 def test_work_names_its_columns_and_puts_each_kernel_into_its_own() -> None:
     blocks = [block for block in space_blocks(SPACE, CLASSES) if block.kind == "mbconv"]
-    kinds = depthwise_kinds(blocks)
-    names = work_names(kinds)
-    columns = work(blocks, kinds)
+    parts = parts_of(blocks)
+    names = work_names(parts)
+    columns = work(blocks, parts)
     assert columns.shape == (len(blocks), len(names))
     own = [i for i, name in enumerate(names) if name.startswith("depthwise k")]
     assert ((columns[:, own] > 0).sum(axis=1) == 1).all()
     b = blocks[0]
     assert columns[0, names.index(f"depthwise k{b.kernel} s{b.stride} macs")] == b.depthwise_macs
-    assert work([], kinds).shape == (0, len(names))
+    assert work([], parts).shape == (0, len(names))
     assert boundary([]).shape == cold([]).shape == (0, 2)
+
+
+def test_squeeze_and_hswish_have_columns_where_they_occur() -> None:
+    assert not {"squeezes", "hswish elements"} & set(work_names(parts_of(space_blocks(SPACE, CLASSES))))
+    blocks = space_blocks(get_space("mbv3_large"), CLASSES)
+    parts = parts_of(blocks)
+    assert (parts.squeeze, parts.hswish) == (True, True)
+    names, columns = work_names(parts), work(blocks, parts)
+    for row, block in zip(columns, blocks, strict=True):
+        value = dict(zip(names, row, strict=True))
+        assert value["squeezes"] == (block.squeeze > 0)
+        assert (value["squeeze weights"] > 0) == (block.squeeze > 0)
+        assert (value["hswish elements"] > 0) == (block.activation == "hswish")
+    block = Block("mbconv", 16, 24, 96, 40, 5, 2, "hswish", squeeze=24)
+    value = dict(zip(names, work([block], parts)[0], strict=True))
+    assert value["hswish elements"] == 96 * (16**2 + 8**2), "behind expand and depthwise, at their own sizes"
+    assert value["squeeze elements"] == 96 * 8**2
+    assert value["squeeze weights"] == 96 * 24
+    without = replace(block, activation="relu", squeeze=0)
+    plain = Parts(parts.depthwise, squeeze=False, hswish=False)
+    np.testing.assert_array_equal(work([block], plain), work([without], plain))
 
 
 def test_unseen_networks_of_a_noisy_machine_are_predicted(predictor: LatencyPredictor) -> None:
@@ -137,6 +159,13 @@ def test_what_was_never_measured_is_flagged(table: Table) -> None:
     known = predictor.predict(SPACE, archs, CLASSES).known
     assert known[-len(extra) :].all()
     assert [bool(each) for each in known] == [all(map(seen, SPACE.blocks(arch, CLASSES))) for arch in archs]
+
+
+def test_an_activation_or_a_squeeze_that_was_never_measured_is_flagged(predictor: LatencyPredictor) -> None:
+    archs = SPACE.decode_all(SPACE.sample(5, np.random.default_rng(4)))
+    for change in ({"squeeze": True}, {"activation": "hswish"}):
+        stages = [replace(stage, **change) if number == 3 else stage for number, stage in enumerate(SPACE.stages)]  # type: ignore[arg-type]
+        assert not predictor.predict(replace(SPACE, name="other", stages=tuple(stages)), archs, CLASSES).known.any()
 
 
 def test_more_classes_than_measured_are_flagged_and_fewer_are_not(predictor: LatencyPredictor) -> None:
@@ -199,16 +228,18 @@ def test_a_truncated_or_missing_file_is_refused(predictor: LatencyPredictor, tmp
 
 
 def phone_blocks(folder: Path) -> tuple[list[Block], Floats]:
-    """MBConv blocks without squeeze-and-excitation of a Samsung Note10 (once-for-all's table)."""
+    """MBConv blocks of a Samsung Note10 (once-for-all's table)."""
     pattern = re.compile(
-        r"expanded_conv-input:(\d+)x\d+x(\d+)-output:\d+x\d+x(\d+)-expand:(\d+)-kernel:(\d)-stride:(\d)-idskip:\d-se:0-hs:\d"
+        r"expanded_conv-input:(\d+)x\d+x(\d+)-output:\d+x\d+x(\d+)-expand:(\d+)-kernel:(\d)-stride:(\d)-idskip:(\d)-se:(\d)-hs:(\d)"
     )
     found: dict[Block, float] = {}
     with (folder / "latency" / "ofa_note10_blocks.csv").open() as file:
         for row in csv.DictReader(file):
             if match := pattern.fullmatch(row["key"]):
-                size, inputs, outputs, mid, kernel, stride = map(int, match.groups())
-                found[Block("mbconv", size, inputs, mid, outputs, kernel, stride)] = float(row["mean_ms"])
+                size, inputs, outputs, mid, kernel, stride, skip, squeeze, hswish = map(int, match.groups())
+                block = Block("mbconv", size, inputs, mid, outputs, kernel, stride, "hswish" if hswish else "relu")
+                block = replace(block, squeeze=squeeze_channels(mid) if squeeze else 0, residual=bool(skip))
+                found[block] = float(row["mean_ms"])
     return list(found), np.array(list(found.values()))
 
 
@@ -218,11 +249,14 @@ def test_a_hundred_blocks_of_a_real_phone_predict_the_others_better_than_plain_x
     train, rest = order[:100], order[100:]
     model = BlockModel.fit([blocks[i] for i in train], latency_ms[train])
     error = np.abs(model.predict([blocks[i] for i in rest]) / latency_ms[rest] - 1)
-    columns = np.log1p(work(blocks, depthwise_kinds(blocks)))
+    columns = np.log1p(work(blocks, parts_of(blocks)))
     plain = xgboost.XGBRegressor(n_estimators=300, max_depth=4, learning_rate=0.05, n_jobs=1, random_state=0)
     plain.fit(columns[train], np.log(latency_ms[train]))
     plain_error = np.abs(np.exp(plain.predict(columns[rest])) / latency_ms[rest] - 1)
-    assert len(rest) > 200
+    squeezed = np.array([blocks[i].squeeze > 0 for i in rest])
+    assert len(rest) > 700
+    assert min(squeezed.sum(), (~squeezed).sum()) > 300
     assert model.booster is not None
     assert (error <= 0.05).mean() > (plain_error <= 0.05).mean() + 0.1
-    assert (error <= 0.10).mean() >= 0.95
+    for part in (squeezed, ~squeezed):
+        assert (error[part] <= 0.10).mean() >= 0.95

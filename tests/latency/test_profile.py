@@ -19,6 +19,7 @@ from natdeploy.latency.table import Table
 from natdeploy.progress import Silent
 from natdeploy.runtimes import ort
 from natdeploy.space import Arch, Block, cost, get_space
+from natdeploy.space.catalog import SPACES
 from natdeploy.supernet.subnet import Subnet, build_block
 
 MBV2, DEMO = get_space("mbv2"), get_space("demo")
@@ -34,9 +35,9 @@ def test_space_blocks_are_those_of_its_architectures() -> None:
 def test_block_plan_holds_every_choice_before_it_repeats_any() -> None:
     plan = plan_blocks(MBV2, 10, 150, np.random.default_rng(0))
     assert len(set(plan)) == len(plan) == 150
-    families = {(b.kind, b.in_channels, b.mid_channels, b.out_channels, b.kernel, b.stride) for b in space_blocks(MBV2, 10)}
+    families = {replace(block, size=0) for block in space_blocks(MBV2, 10)}
     first = plan[: len(families)]
-    assert {(b.kind, b.in_channels, b.mid_channels, b.out_channels, b.kernel, b.stride) for b in first} == families
+    assert {replace(block, size=0) for block in first} == families
     assert {block.kind for block in plan[:3]} == {"stem", "head", "classifier"}
     sizes = {
         block.size for block in plan if (block.mid_channels, block.out_channels, block.kernel, block.stride) == (144, 24, 5, 1)
@@ -60,8 +61,22 @@ def test_subnets_are_spread_and_disjoint_with_the_extremes_to_learn_from() -> No
 
 
 def test_reference_is_of_the_space() -> None:
-    for space in (MBV2, DEMO):
+    for space in SPACES.values():
         space.validate(reference_arch(space))
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_plan_of_any_space_can_be_built_in_torch(name: str) -> None:
+    space = SPACES[name]
+    plan = make_plan(space, 10, blocks=70, fit=5, test=5, seed=0)
+    assert len({*plan.fit, *plan.test}) == 10
+    always = {block.kind for block in space.fixed_blocks(space.resolutions[0], space.widths[0], 10)}
+    assert {block.kind for block in plan.blocks} == always | {"mbconv"}
+    for block in plan.blocks[::6]:
+        small = replace(block, size=min(block.size, 8))
+        shape = (1, block.out_channels, small.out_size, small.out_size)
+        found = build_block(small).eval()(torch.zeros(input_shape(small))).shape
+        assert found == (shape if block.kind in {"stem", "mbconv"} else shape[:2])
 
 
 def test_plans_repeat_with_their_seed_and_differ_between_seeds() -> None:

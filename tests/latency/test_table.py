@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from natdeploy.errors import DamagedFileError
+from natdeploy.latency.profile import space_blocks
 from natdeploy.latency.table import BlockRow, Provenance, SubnetRow, Table, Timing, read_table, write_table
-from natdeploy.space import Block, get_space
-from natdeploy.space.blocks import KINDS
+from natdeploy.space import get_space
 
 SPACE = get_space("demo")
 PROVENANCE = Provenance(
@@ -40,7 +40,6 @@ PROVENANCE = Provenance(
     block_settings={"min_s": 0.1},
     subnet_settings={"min_s": 0.3, "processes": 3},
 )
-NUMBERS = st.integers(1, 10_000)
 TIMINGS = st.builds(
     Timing,
     st.floats(1e-6, 1e6, exclude_min=True),
@@ -49,7 +48,7 @@ TIMINGS = st.builds(
     st.integers(1, 9),
     st.booleans(),
 )
-BLOCKS = st.builds(Block, st.sampled_from(KINDS), NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS)
+BLOCKS = st.sampled_from([block for name in ("demo", "mbv3_large", "proxyless") for block in space_blocks(get_space(name), 10)])
 ARCHS = st.integers(0, 2**32 - 1).map(lambda seed: SPACE.decode([(seed >> shift) % 5 for shift in range(SPACE.variables)]))
 BLOCK_ROWS = st.lists(st.builds(BlockRow, BLOCKS, TIMINGS), max_size=8, unique_by=lambda row: row.block)
 SUBNET_ROWS = st.lists(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,17 @@ def test_table_is_found_again_but_not_for_another_machine(result: pipeline.Profi
         assert "processor was another" in notes.lines[0]
     finally:
         provenance.write_text(text)
+
+
+def test_every_width_and_every_form_of_an_own_space_has_a_table_of_its_own(tmp_path: Path) -> None:
+    target, space = parse_target("host"), get_space("ofa_mbv3")
+    assert table_folder(tmp_path, target, space.restrict(widths=[1.2])).name == "ofa_mbv3-w1.2"
+    assert table_folder(tmp_path, target, replace(space, head_channels=640)).name != "ofa_mbv3-w1"
+    own = replace(space, name="own")
+    folder = table_folder(tmp_path, target, own)
+    assert folder.name.startswith("own-")
+    assert table_folder(tmp_path, target, own.restrict(resolutions=[96])) == folder
+    assert table_folder(tmp_path, target, replace(own, head_channels=640)) != folder
 
 
 def test_two_threads_are_another_target(result: pipeline.ProfileResult) -> None:
