@@ -17,6 +17,7 @@ from .profile import profile
 from .report import report
 from .resume import resume
 from .search import search
+from .supernet import supernet
 from .terminal import write_error
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ def _natdeploy(
 
 for verb in (search, resume, export, benchmark, report, profile, doctor, demo):
     app.command()(verb)
+app.add_typer(supernet, name="supernet")
 
 
 def main() -> None:

@@ -18,12 +18,18 @@ PAGE = Path(__file__).with_name("cli.md")
 
 def page() -> str:
     """The page's text."""
-    verbs = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    verbs: list[tuple[str, ...]] = [(command.callback.__name__,) for command in app.registered_commands if command.callback]
+    for group in app.registered_groups:
+        assert group.name is not None and group.typer_instance is not None
+        names = [
+            command.name or command.callback.__name__ for command in group.typer_instance.registered_commands if command.callback
+        ]
+        verbs += [(group.name, name) for name in names]
     sections = [
         "# The command line",
         "Written by `make docs` from the command's own help.",
         _help(),
-        *(f"## natdeploy {verb}\n\n{_help(verb)}" for verb in verbs),
+        *(f"## natdeploy {' '.join(verb)}\n\n{_help(*verb)}" for verb in verbs),
         f"## Exit codes\n\n{_exit_codes()}",
     ]
     return "\n\n".join(sections) + "\n"

@@ -1,4 +1,4 @@
-"""The one place that knows all rooms: search, resume, profile, export, benchmark, report, demo."""
+"""The one place that knows all rooms: search, resume, profile, export, benchmark, report, demo, weights."""
 
 from natdeploy.pipeline.budget import Budget
 from natdeploy.pipeline.config import SearchConfig
@@ -6,13 +6,16 @@ from natdeploy.pipeline.deliver import ReportResult, benchmark, export, load_sub
 from natdeploy.pipeline.demo import demo
 from natdeploy.pipeline.profile import ProfileResult, profile
 from natdeploy.pipeline.search import Plan, plan, resume, search
+from natdeploy.pipeline.supernet import ImportResult, WeightsInfo, supernet_import, supernet_info
 
 __all__ = [
     "Budget",
+    "ImportResult",
     "Plan",
     "ProfileResult",
     "ReportResult",
     "SearchConfig",
+    "WeightsInfo",
     "benchmark",
     "demo",
     "export",
@@ -23,4 +26,6 @@ __all__ = [
     "report",
     "resume",
     "search",
+    "supernet_import",
+    "supernet_info",
 ]

@@ -32,7 +32,7 @@ from natdeploy.search import Choice, choose, parse_constraint
 from natdeploy.search.decide import RULES
 from natdeploy.space import Arch, get_space
 from natdeploy.store import NetRecord, RunStore
-from natdeploy.supernet import Subnet, Supernet
+from natdeploy.supernet import Subnet, restore
 
 FORMATS = ("onnx",)
 PAGE = "report.html"
@@ -63,10 +63,12 @@ def load_subnet(store: RunStore, arch: Arch) -> Subnet:
     """
     weights, statistics = store.load_checkpoint(CHECKPOINT), store.load_checkpoint(STATISTICS)
     assert weights is not None and statistics is not None, "a finished run has both"
-    space = get_space(read_config(store).space).restrict(widths=(arch.width,))
-    supernet = Supernet(space, len(store.get("classes")), width=arch.width, padding=stored_convention(store).padding)
-    supernet.load_state_dict(
-        {name.removeprefix("average."): value for name, value in weights[0].items() if name.startswith("average.")}
+    supernet = restore(
+        {name.removeprefix("average."): value for name, value in weights[0].items() if name.startswith("average.")},
+        get_space(read_config(store).space),
+        width=arch.width,
+        padding=stored_convention(store).padding,
+        norm_eps=store.get("norm_eps"),
     )
     subnet = supernet.extract(arch)
     own = {name.removeprefix(f"{arch.id}."): value for name, value in statistics[0].items() if name.startswith(f"{arch.id}.")}

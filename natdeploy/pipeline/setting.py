@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from natdeploy.errors import DataError, UsageError, WeightsError
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.progress import Progress, Silent
-from natdeploy.space import Arch, SearchSpace, get_space
+from natdeploy.space import Arch, Layer, SearchSpace, get_space
 from natdeploy.store import RunStore
-from natdeploy.supernet import InputConvention, RemapReport, Seed, Supernet, choose_input, read_seed, remap
+from natdeploy.supernet import InputConvention, Padding, RemapReport, Seed, Supernet, choose_input, read_seed, remap, supernet_of
 from natdeploy.tasks import Classification, Pixels, Splits, decode, scan_images, split
 from natdeploy.training.memory import keep_freed_memory
 
@@ -70,11 +71,12 @@ class Setting:
             "classes": list(self.classes),
             "convention": asdict(self.convention),
             "seed_sha256": self.seed.sha256,
+            "norm_eps": self.seed.norm_eps,
         }
 
     def seed_arch(self, resolution: int) -> Arch:
-        """The seed's own architecture at a resolution."""
-        return Arch(resolution, self.seed.arch.width, self.seed.arch.stages)
+        """The seed's own architecture at a resolution; of another space, the one that is nearest to it."""
+        return nearest(self.space, Arch(resolution, self.seed.arch.width, self.seed.arch.stages))
 
 
 def choose_device(accelerator: str) -> torch.device:
@@ -106,9 +108,10 @@ def prepare(config: SearchConfig, progress: Progress, store: RunStore | None = N
     keep_freed_memory()
     device = choose_device(config.accelerator)
     if config.seed_weights is None:
-        raise UsageError("a pretrained network is needed: give --seed-weights FILE (a MobileNetV2 in torchvision's names)")
-    shipped = get_space(config.space)
-    seed = read_seed(config.seed_weights, shipped)
+        raise UsageError(
+            "a pretrained network is needed: give --seed-weights FILE (`natdeploy supernet info` shows what a file is)"
+        )
+    seed, space = read_for(config.seed_weights, get_space(config.space))
     if store is not None:
         if seed.sha256 != store.get("seed_sha256"):
             raise WeightsError(f"{config.seed_weights} is not the file this run began with; restore it or start a new run")
@@ -116,14 +119,69 @@ def prepare(config: SearchConfig, progress: Progress, store: RunStore | None = N
     else:
         pixels = _decode(config, progress)
         splits = split(pixels.source, config.seed)
-        convention = choose_input(seed, shipped, _photos(pixels, splits.train))
+        convention = choose_input(seed, _photos(pixels, splits.train))
         task = _task(config, pixels, splits, convention)
-    space, width = shipped.restrict(widths=(seed.arch.width,)), seed.arch.width
     generator = torch.Generator().manual_seed(config.seed)
-    supernet = Supernet(space, len(task.classes), width=width, padding=convention.padding, generator=generator)
-    report = remap(seed, supernet)
+    supernet, report = make_supernet(seed, space, len(task.classes), convention.padding, generator)
     supernet = supernet.to(device).to(memory_format=torch.channels_last)
     return Setting(space, seed, convention, report, supernet, task, device)
+
+
+def read_for(path: Path, space: SearchSpace) -> tuple[Seed, SearchSpace]:
+    """A seed, and the space for its supernet: the one given, at the seed's width, and with the seed's own channels if it is of it.
+
+    Raises:
+        WeightsError: the file is damaged, or holds no network of any space that is known.
+    """
+    try:
+        seed = read_seed(path, space)
+    except WeightsError as error:
+        try:
+            seed = read_seed(path)
+        except WeightsError:
+            raise error from None
+        return seed, space.restrict(widths=(seed.arch.width,))
+    return seed, seed.space
+
+
+def make_supernet(
+    seed: Seed, space: SearchSpace, classes: int, padding: Padding, generator: torch.Generator
+) -> tuple[Supernet, RemapReport]:
+    """The supernet of a space with a seed's weights: those of a supernet of the space as they are, those of a network remapped.
+
+    Raises:
+        WeightsError: the seed does not fit the space.
+    """
+    if not (seed.supernet and space == seed.space):
+        supernet = Supernet(space, classes, width=seed.arch.width, padding=padding, norm_eps=seed.norm_eps, generator=generator)
+        return supernet, remap(seed, supernet)
+    supernet = supernet_of(replace(seed, padding=padding))
+    kept = {name: name for name in seed.state}
+    new: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    if classes != seed.classes:
+        supernet.reset_classifier(classes, generator)
+        new = ("classifier.bias", "classifier.weight")
+        unused = tuple(name for name in new if kept.pop(name, None))
+    return supernet, RemapReport(kept, (), new, unused)
+
+
+def nearest(space: SearchSpace, arch: Arch) -> Arch:
+    """The smallest architecture of a space that is nowhere smaller than another one; where it ends, the largest that it has."""
+    stages = []
+    for stage, layers in zip(space.stages, arch.stages, strict=True):
+        depth = min(max(len(layers), stage.min_depth), stage.max_depth)
+        wanted = [layers[min(place, len(layers) - 1)] for place in range(depth)]
+        stages.append(tuple(Layer(_least(stage.kernels, each.kernel), _least(stage.expansions, each.expansion)) for each in wanted))
+    return Arch(arch.resolution, arch.width, tuple(stages))
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+def _least(choices: Sequence[_Number], wanted: _Number) -> _Number:
+    """The first of ascending choices that is no less, or the last."""
+    return next((choice for choice in choices if choice >= wanted), choices[-1])
 
 
 def stored_convention(store: RunStore) -> InputConvention:

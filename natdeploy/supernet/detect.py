@@ -13,14 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from natdeploy.space import SearchSpace
 from natdeploy.supernet.calibrate import calibrate
-from natdeploy.supernet.layers import Padding
+from natdeploy.supernet.layers import PADDINGS, Padding
 from natdeploy.supernet.subnet import Subnet
 from natdeploy.supernet.weights import Seed
 
 _BATCH = 16
-_PADDINGS: tuple[Padding, ...] = ("symmetric", "same")
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class InputConvention:
     evidence: str
 
 
-def choose_input(seed: Seed, space: SearchSpace, images: Tensor) -> InputConvention:
+def choose_input(seed: Seed, images: Tensor) -> InputConvention:
     """The convention that the seed's file states; what it leaves open is measured on images.
 
     Tries [-1, 1] and ImageNet's mean and std, with either padding, and takes the one under which the means of the seed's channels
@@ -62,28 +60,28 @@ def choose_input(seed: Seed, space: SearchSpace, images: Tensor) -> InputConvent
 
     Args:
         seed: pretrained network.
-        space: its space.
         images: (n, 3, h, w) in [0, 1], real ones; 16 are enough. Resized to the seed's resolution.
     """
     about = seed.metadata.get("input", "")
-    scalings = (SIGNED,) if SIGNED.name in about.replace(" ", "") else (SIGNED, IMAGENET)
-    paddings = tuple(padding for padding in _PADDINGS if padding == seed.metadata.get("padding"))
-    paddings = paddings or (("same",) if "TensorFlow" in about and "padding" in about else _PADDINGS)
+    scalings = tuple(each for each in (SIGNED, IMAGENET) if each.name.replace(" ", "") in about.replace(" ", ""))
+    scalings = scalings or (SIGNED, IMAGENET)
+    stated = ("same",) if "TensorFlow" in about and "padding" in about else PADDINGS
+    paddings: tuple[Padding, ...] = stated if seed.padding is None else (seed.padding,)
     candidates = list(product(scalings, paddings))
     if len(candidates) == 1:
         [(scaling, padding)] = candidates
         return InputConvention(scaling.mean, scaling.std, padding, f"{seed.source} states {scaling.name}, padding {padding}")
 
     resized = F.interpolate(images, size=seed.arch.resolution, mode="bilinear", antialias=True)
-    distances = [_distance(seed, space, resized, scaling, padding) for scaling, padding in candidates]
+    distances = [_distance(seed, resized, scaling, padding) for scaling, padding in candidates]
     scaling, padding = candidates[distances.index(min(distances))]
     tried = ", ".join(f"{s.name} {p} {d:.4f}" for (s, p), d in zip(candidates, distances, strict=True))
     evidence = f"distance of channel means on {len(images)} images from those stored in {seed.source}: {tried}"
     return InputConvention(scaling.mean, scaling.std, padding, evidence)
 
 
-def _distance(seed: Seed, space: SearchSpace, images: Tensor, scaling: Scaling, padding: Padding) -> float:
-    network = _network(seed, space, padding)
+def _distance(seed: Seed, images: Tensor, scaling: Scaling, padding: Padding) -> float:
+    network = _network(seed, padding)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     stored = [_mean_and_std(norm) for norm in norms]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (scaling.mean, scaling.std))
@@ -99,11 +97,11 @@ def _mean_and_std(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return norm.running_mean.clone(), (norm.running_var + norm.eps).sqrt()
 
 
-def _network(seed: Seed, space: SearchSpace, padding: Padding) -> Subnet:
+def _network(seed: Seed, padding: Padding) -> Subnet:
     """The seed without its classifier, which no statistic depends on."""
-    network = Subnet(space, seed.arch, 1, padding, seed.norm_eps)
+    network = Subnet(seed.space, seed.arch, 1, padding, seed.norm_eps)
     state = network.state_dict()
     for name, tensor in seed.state.items():
-        if not name.startswith("classifier."):
+        if name in state and not name.startswith("classifier."):  # not the kernel transformations of a supernet
             state[name].copy_(tensor)
     return network

@@ -25,21 +25,21 @@ def small(shared: Path) -> Seed:
 
 
 def test_what_the_file_states_is_believed(small: Seed) -> None:
-    chosen = choose_input(small, MBV2, torch.zeros(0, 3, 224, 224))  # no image is looked at
+    chosen = choose_input(small, torch.zeros(0, 3, 224, 224))  # no image is looked at
     assert (chosen.mean, chosen.std, chosen.padding) == (HALF, HALF, "same")
     assert "states [-1,1], padding same" in chosen.evidence
 
 
 def test_what_the_file_leaves_open_is_measured(shared: Path, photos: Tensor) -> None:
     seed = read_seed(shared / "weights/mobilenet_v2_imagenet.safetensors", MBV2)  # states its scaling, not its padding
-    chosen = choose_input(seed, MBV2, photos[:12])
+    chosen = choose_input(seed, photos[:12])
     assert (chosen.mean, chosen.std, chosen.padding) == (HALF, HALF, "same")
     assert "on 12 images" in chosen.evidence and "[-1,1] symmetric 0.0" in chosen.evidence
 
 
 def test_scaling_and_padding_are_both_measured(small: Seed, photos: Tensor, tmp_path: Path) -> None:
-    silent = replace(small, metadata={})
-    chosen = choose_input(silent, MBV2, photos[:16])
+    silent = replace(small, metadata={}, padding=None)
+    chosen = choose_input(silent, photos[:16])
     assert (chosen.mean, chosen.padding) == (HALF, "same")
 
     # The same weights, their statistics made anew on other photos under torchvision's conventions.
@@ -49,6 +49,6 @@ def test_scaling_and_padding_are_both_measured(small: Seed, photos: Tensor, tmp_
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     calibrate(subnet, [(F.interpolate(photos[16:], 128, mode="bilinear", antialias=True) - mean) / std])
     write_seed(subnet, tmp_path / "seed.safetensors")
-    other = replace(read_seed(tmp_path / "seed.safetensors", MBV2), metadata={})
-    chosen = choose_input(other, MBV2, photos[:16])
+    other = replace(read_seed(tmp_path / "seed.safetensors", MBV2), metadata={}, padding=None)
+    chosen = choose_input(other, photos[:16])
     assert (chosen.mean[0], chosen.padding) == (0.485, "symmetric")

@@ -75,7 +75,7 @@ def _tensors(table: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _modules(**theirs: str) -> dict[str, str]:
-    """A table of parts, each given as the names of its one or two modules: convolution and normalisation, or squeeze's two layers."""
+    """A table of parts, each given as its modules' names: convolution and normalisation, or squeeze's two layers, or one."""
     table: dict[str, str] = {}
     for ours, names in theirs.items():
         first, _, second = names.partition(" ")
