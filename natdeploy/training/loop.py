@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from natdeploy.errors import NatdeployError
+from natdeploy.training.optimizer import SharedSGD
 
 
 class TrainSettings(BaseModel):
@@ -20,7 +21,7 @@ class TrainSettings(BaseModel):
         learning_rate: peak of the schedule.
         warmup: share of all steps in which the rate rises linearly from a tenth.
         momentum: Nesterov's.
-        weight_decay: on convolution and linear weights only.
+        weight_decay: on convolution and linear weights only, where a step uses them.
         clip: largest norm of the gradient.
         average: decay of the exponential moving average of the weights, which is what is evaluated and exported.
         batch_size: images a step.
@@ -53,12 +54,7 @@ class Trainer:
         self.settings = settings
         self.total_steps = total_steps
         self.step = 0
-        # Scales and shifts of normalisation, and biases, are not decayed (arXiv 1807.11205).
-        groups = [
-            {"params": [each for each in model.parameters() if each.ndim > 1], "weight_decay": settings.weight_decay},
-            {"params": [each for each in model.parameters() if each.ndim == 1], "weight_decay": 0.0},
-        ]
-        self._optimizer = torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum, nesterov=True)
+        self._optimizer = SharedSGD(model.parameters(), momentum=settings.momentum, weight_decay=settings.weight_decay)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine to zero (SGDR without restarts, arXiv 1608.03983)."""
@@ -80,10 +76,8 @@ class Trainer:
             NatdeployError: a loss is not finite.
         """
         while self.step < stop:
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.learning_rate(self.step)
             self.model.train()
-            self._optimizer.zero_grad(set_to_none=True)
+            self._optimizer.zero_grad()
             for loss in losses(self.step):
                 if not torch.isfinite(loss):
                     raise NatdeployError(
@@ -92,7 +86,7 @@ class Trainer:
                     )
                 loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-            self._optimizer.step()
+            self._optimizer.step(self.learning_rate(self.step))
             self.step += 1
             self._update_average()
             after_step()
@@ -110,9 +104,8 @@ class Trainer:
         result = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         result |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         for name, parameter in self.model.named_parameters():
-            momentum = self._optimizer.state[parameter].get("momentum_buffer") if parameter in self._optimizer.state else None
-            if momentum is not None:
-                result[f"momentum.{name}"] = momentum
+            if parameter in self._optimizer.velocity:
+                result[f"momentum.{name}"] = self._optimizer.velocity[parameter]
         return {name: value.detach().contiguous() for name, value in result.items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], step: int) -> None:
@@ -123,9 +116,9 @@ class Trainer:
             parts[part][name] = value
         self.model.load_state_dict(parts["model"])
         self.average.load_state_dict(parts["average"])
-        self._optimizer.state.clear()
-        for name, parameter in self.model.named_parameters():
-            if name in parts["momentum"]:
-                momentum = torch.empty_like(parameter).copy_(parts["momentum"][name])
-                self._optimizer.state[parameter]["momentum_buffer"] = momentum
+        self._optimizer.velocity = {
+            parameter: torch.empty_like(parameter).copy_(parts["momentum"][name])
+            for name, parameter in self.model.named_parameters()
+            if name in parts["momentum"]
+        }
         self.step = step

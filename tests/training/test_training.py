@@ -14,10 +14,12 @@ from natdeploy.errors import NatdeployError
 from natdeploy.space import Arch, get_space
 from natdeploy.space.catalog import plain_arch
 from natdeploy.supernet import Subnet, Supernet
+from natdeploy.supernet.layers import crop
 from natdeploy.tasks import SplitName, Task
 from natdeploy.training.adapt import Adapter, AdaptSettings, Lesson
 from natdeploy.training.loop import Trainer, TrainSettings
 from natdeploy.training.memory import keep_freed_memory
+from natdeploy.training.optimizer import SharedSGD
 from natdeploy.training.plain import train_subnet
 
 SPACE = get_space("demo")
@@ -124,11 +126,45 @@ def test_weight_decay_spares_scales_and_biases() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     trainer = Trainer(model, TrainSettings(learning_rate=0.1, weight_decay=1.0, momentum=0.5, warmup=0.0), 10)
     weight, bias, scale = (model.state_dict()[name].clone() for name in ("0.weight", "0.bias", "1.weight"))
-    trainer.run(1, lambda step: iter([0.0 * sum(p.sum() for p in model.parameters())]), lambda: None)  # type: ignore[list-item]
+    trainer.run(1, lambda step: iter([1e-12 * sum(p.sum() for p in model.parameters())]), lambda: None)  # type: ignore[list-item]
     after = model.state_dict()
     assert (after["0.weight"].abs() < weight.abs()).all()
-    assert torch.equal(after["0.bias"], bias)
-    assert torch.equal(after["1.weight"], scale)
+    torch.testing.assert_close(after["0.bias"], bias)
+    torch.testing.assert_close(after["1.weight"], scale)
+
+
+def test_shared_sgd_is_torchs_where_every_element_is_used() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(4, 3, generator=generator)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    shared = SharedSGD([ours], momentum=0.9, weight_decay=0.1)
+    torchs = torch.optim.SGD([theirs], lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1)
+    for _ in range(5):
+        ours.grad = torch.randn(4, 3, generator=generator)
+        theirs.grad = ours.grad.clone()
+        shared.step(0.05)
+        torchs.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_slices_that_a_step_does_not_use_stay_as_they_are() -> None:
+    trained = adapter(steps=40)
+    smallest, largest = SPACE.decode(SPACE.lower), SPACE.decode(SPACE.upper)
+    leaders = {"large": Lesson(TASK, [largest], sampler), "small": Lesson(TASK, [smallest], sampler)}
+    trained.settings = trained.settings.model_copy(update={"sampled_share": 0.0, "students": 0})
+    trained.run(3, leaders["large"], lambda: None)  # everything has momentum now
+    before = trained.trainer.model.state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    trained.run(6, leaders["small"], lambda: None)
+    after = trained.trainer.model.state_dict()
+    used = trained._supernet.extract(smallest).state_dict()
+    for name, value in after.items():
+        moved = value != before[name]
+        inside = torch.zeros_like(moved)
+        if name in used:
+            crop(inside, used[name].shape).fill_(True)
+        assert not (moved & ~inside).any(), name
+    assert not torch.equal(after["classifier.weight"], before["classifier.weight"])
 
 
 def test_diverged_training_stops_with_advice() -> None:
