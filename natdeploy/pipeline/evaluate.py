@@ -50,6 +50,12 @@ def ranking_error(evaluation: Evaluation) -> float:
     return (1 - evaluation.accuracy + 1 - math.exp(-evaluation.loss)) / 2
 
 
+def ranking_noise(evaluation: Evaluation) -> float:
+    """What chance does to the ranking error: half of the accuracy's standard error (Laplace's rule of succession)."""
+    accuracy = (evaluation.correct + 1) / (evaluation.total + 2)
+    return math.sqrt(accuracy * (1 - accuracy) / evaluation.total) / 2
+
+
 class Evaluator:
     """Ranking error of architectures; what the store knows already is not computed again, so a resumed search replays quickly.
 

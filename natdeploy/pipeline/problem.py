@@ -16,8 +16,8 @@ from natdeploy.search import Constraint, Objectives, parse_constraint, reachable
 from natdeploy.space import Arch, BlockSum, Genotypes, SearchSpace
 from natdeploy.training.adapt import ArchSampler, Lesson
 
-TEACHER_SHARE = 0.6
-"""Of the baseline's resolution, from which on the seed's architecture may teach."""
+LEADER_SHARE = 0.45
+"""Of the baseline's resolution, from which on the seed's architecture leads the training."""
 
 _DRAWS = 64
 """Architectures drawn at once when only those within the constraints may be trained."""
@@ -120,9 +120,9 @@ def around_seed(setting: Setting, problem: Problem) -> ArchSampler:
 
 
 def first_lesson(setting: Setting, problem: Problem) -> Lesson:
-    """What the warm-up teaches: the seed's architecture at the larger resolutions leads those around it."""
+    """What the warm-up teaches: the seed's architecture at all but the smallest resolutions leads those around it."""
     largest = problem.baseline.resolution
-    resolutions = [each for each in setting.space.resolutions if TEACHER_SHARE * largest <= each <= largest]
+    resolutions = [each for each in setting.space.resolutions if LEADER_SHARE * largest <= each <= largest]
     return Lesson(setting.task, [setting.seed_arch(each) for each in resolutions], around_seed(setting, problem))
 
 

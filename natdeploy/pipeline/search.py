@@ -20,7 +20,7 @@ from natdeploy.latency.predictor import LatencyPredictor, Quality, quality_text
 from natdeploy.logs import log_to
 from natdeploy.pipeline.budget import Budget, make_budget
 from natdeploy.pipeline.config import SearchConfig
-from natdeploy.pipeline.evaluate import Evaluator, calibrated_subnet, judge
+from natdeploy.pipeline.evaluate import Evaluator, calibrated_subnet, judge, ranking_noise
 from natdeploy.pipeline.problem import Problem, first_archs, first_lesson, make_problem, requirements, within
 from natdeploy.pipeline.profile import DEFAULT_MINUTES, find_table, measure_table, tables_folder
 from natdeploy.pipeline.setting import Setting, prepare
@@ -28,7 +28,7 @@ from natdeploy.progress import Progress, Silent
 from natdeploy.search import Archive, Distribution, RoundReport, show
 from natdeploy.search import search as nat_search
 from natdeploy.space import Arch
-from natdeploy.store import NetRecord, RunStore
+from natdeploy.store import Evaluation, NetRecord, RunStore
 from natdeploy.supernet import Supernet
 from natdeploy.training.adapt import Adapter, Lesson
 
@@ -37,6 +37,8 @@ CHECKPOINT_SECONDS = 60.0
 """A killed run repeats at most this much training."""
 PREDICTOR = "predictor.json"
 LOG = "log.txt"
+MOST_FINAL = 24
+"""Nets that are trained to the end; more would each get too little."""
 STATISTICS = "statistics"
 """BatchNorm statistics of the final nets; their weights are slices of the supernet's."""
 
@@ -302,9 +304,11 @@ class _Search:
     def _finish(self, archive: Archive) -> None:
         """Trains the front's nets alone, on all images but the test ones, then judges them on those, only here.
 
-        The front is chosen: validation and calibration images have done their work, and may be learned from as well.
+        The front is chosen: validation and calibration images have done their work, and may be learned from as well. Nets that
+        chance may have thrown off it stay.
         """
-        chosen = archive.front()
+        noise = [ranking_noise(self._evaluation(arch)) for arch in archive.archs]
+        chosen = archive.contenders(noise, MOST_FINAL)
         front = [archive.archs[index] for index in chosen]
         by_error = [front[index] for index in archive.values[chosen, 0].argsort(kind="stable")]
         task = self.setting.final_task()
@@ -327,9 +331,13 @@ class _Search:
         self.store.add_seconds("test", time.perf_counter() - start)
         self.store.set("finished", True)
 
-    def _record(self, role: str, arch: Arch, test_accuracy: float) -> NetRecord:
+    def _evaluation(self, arch: Arch) -> Evaluation:
         evaluation = self.store.evaluation(self.budget.nat.rounds, str(arch))
         assert evaluation is not None, "the last round evaluates the whole archive"
+        return evaluation
+
+    def _record(self, role: str, arch: Arch, test_accuracy: float) -> NetRecord:
+        evaluation = self._evaluation(arch)
         genotype = self.setting.space.encode(arch)[None]
         cheap = {name: float(function(genotype)[0]) for name, function in self.problem.objectives.cheap.items()}
         return NetRecord(

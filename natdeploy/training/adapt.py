@@ -1,9 +1,9 @@
-"""Supernet adaptation (NAT, arXiv 2005.05859, section on supernet adaptation): every step trains a few weight-sharing subnets.
+"""Supernet adaptation (NAT, arXiv 2005.05859, section on supernet adaptation): every step trains a weight-sharing subnet.
 
-A teacher learns from the labels; sampled students learn from the labels and from the teacher's answer to the same crop (in-place
-distillation, US-Nets, arXiv 1903.05134), each at its own resolution. The archs sampled decide where in the space the weights
-become good; the search hands in the sampler. Unlike in US-Nets' sandwich, the smallest subnet does not learn in every step: in a
-short budget its gradients spoil the weights for everyone else (docs/design.md).
+Most steps train a leader, an architecture known to be good, at one of its resolutions; the others train a sampled one. The search
+says who leads and hands in the sampler, and so decides where in the space the weights become good. One architecture a step, all
+learning from the labels, goes further in a short budget than a teacher and its students in every step (docs/design.md); in-place
+distillation (US-Nets, arXiv 1903.05134) is there for longer ones.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Lesson:
 
     Attributes:
         task: gives batches and the loss.
-        teachers: each step one of them is drawn, and the students learn from it.
-        sampler: draws the students.
+        leaders: one of them is drawn for a step that does not train a sampled architecture.
+        sampler: draws the others, and students.
     """
 
     task: Task
-    teachers: Sequence[Arch]
+    leaders: Sequence[Arch]
     sampler: ArchSampler
 
 
@@ -44,15 +44,17 @@ class AdaptSettings(BaseModel):
     Attributes:
         train: how weights move.
         head_share: share of all steps in which only the classifier learns, so that a random one does not spoil the features.
-        students: sampled subnets a step, beside the teacher.
-        student_weight: of each student's loss, which has two terms; the teacher's has one and weighs 1.
+        sampled_share: share of the other steps that train a sampled architecture instead of a leader.
+        students: sampled subnets a step that learn, beside the labels, from the answer of the step's first subnet to the same crop.
+        student_weight: of each student's loss, which has two terms; that of the first subnet has one and weighs 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     train: TrainSettings = TrainSettings()
     head_share: float = 0.08
-    students: int = 1
+    sampled_share: float = 0.3
+    students: int = 0
     student_weight: float = 0.5
 
 
@@ -82,11 +84,13 @@ class Adapter:
         for name, parameter in self._supernet.named_parameters():
             parameter.requires_grad_(not head_only or name.startswith("classifier."))
         rng = np.random.default_rng([self._seed, step])
-        teacher = lesson.teachers[int(rng.integers(len(lesson.teachers)))]
-        images, labels = self._batch(step, lesson, teacher.resolution)
-        logits = self._supernet(images, teacher)
+        first = lesson.leaders[int(rng.integers(len(lesson.leaders)))]
+        if not head_only and rng.random() < self.settings.sampled_share:
+            [first] = lesson.sampler(1, rng)
+        images, labels = self._batch(step, lesson, first.resolution)
+        logits = self._supernet(images, first)
         yield lesson.task.loss(logits, labels)
-        if head_only:
+        if head_only or not self.settings.students:
             return
         soft = logits.detach()
         for arch in lesson.sampler(self.settings.students, rng):

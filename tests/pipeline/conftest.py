@@ -117,5 +117,5 @@ def config(digits: Path, seed_file: Path, tables: Path, tmp_path: Path) -> Searc
         flip=False,
         tables=tables,
         nat=NatSettings(initial=10, rounds=2, infill=3, parents=5, population=12, generations=4),
-        adapt=AdaptSettings(train=TrainSettings(batch_size=16), students=1),
+        adapt=AdaptSettings(train=TrainSettings(batch_size=16)),
     )

@@ -69,6 +69,20 @@ def test_the_front_is_feasible_and_sorted_by_latency(archive: Archive) -> None:
     assert all(any(dominates(archive.values[f], archive.values[r]) for f in front) for r in rest)
 
 
+def test_contenders_are_the_front_and_what_lies_within_the_noise_behind_it(archive: Archive) -> None:
+    np.testing.assert_array_equal(archive.contenders(0.0, 100), archive.front())
+    errors, latency = archive.values.T[:2]
+    noise = np.linspace(0.0, 0.1, len(archive))
+    found = archive.contenders(noise, 100)
+    assert set(archive.front()) < set(found)
+    for row in np.flatnonzero(archive.feasible):
+        rival = errors[archive.feasible & (latency <= latency[row])].min()
+        assert (row in found) == (errors[row] - rival <= noise[row])
+    assert (np.diff(latency[found]) >= 0).all()
+    front = len(archive.front())
+    np.testing.assert_array_equal(archive.contenders(noise, front), archive.front())
+
+
 def test_the_best_are_feasible_and_come_rank_by_rank(archive: Archive) -> None:
     front = archive.front()
     everything = archive.best(1000)
