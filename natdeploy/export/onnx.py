@@ -38,8 +38,8 @@ class OnnxFile:
 def export_onnx(subnet: Subnet, path: Path, metadata: Mapping[str, str]) -> OnnxFile:
     """Writes a subnet, as it computes in evaluation mode, for one image (1, 3, r, r) fp32; it is left as it is.
 
-    Batch normalisation and asymmetric padding are folded into the convolutions: what is left is Conv, Clip, Add, one global mean,
-    Flatten and Gemm, all standard operators.
+    Batch normalisation and asymmetric padding are folded into the convolutions: what is left is Conv, activations (Clip, Relu,
+    HardSigmoid with Mul), Add, global means, Flatten, MatMul and Gemm, all standard operators.
 
     Args:
         subnet: trained and calibrated, on any device.

@@ -15,7 +15,7 @@ from torch import nn
 
 from natdeploy.errors import AccuracyGateError, NatdeployError
 from natdeploy.export import check, export_onnx, parity, runtime_accuracy
-from natdeploy.space import get_space
+from natdeploy.space import SearchSpace, get_space
 from natdeploy.supernet import Padding, Subnet, Supernet
 from natdeploy.supernet.remap import remap
 from natdeploy.supernet.weights import read_seed
@@ -24,11 +24,11 @@ SPACE = get_space("demo")
 CLASSES = 7
 
 
-def make_subnet(seed: int, padding: Padding = "symmetric") -> Subnet:
+def make_subnet(seed: int, padding: Padding = "symmetric", space: SearchSpace = SPACE, norm_eps: float = 1e-5) -> Subnet:
     """A random architecture with random weights and statistics, in evaluation mode."""
     torch.manual_seed(seed)
-    arch = SPACE.decode(SPACE.sample(1, np.random.default_rng(seed))[0])
-    subnet = Subnet(SPACE, arch, CLASSES, padding)
+    arch = space.decode(space.sample(1, np.random.default_rng(seed))[0])
+    subnet = Subnet(space, arch, CLASSES, padding, norm_eps)
     for module in subnet.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.8, 1.2)
@@ -57,6 +57,40 @@ def test_file_computes_what_torch_computes(tmp_path: Path, padding: Padding) -> 
         assert 0 < found.max_abs < 1e-4
         assert (found.top1_agreement, found.n) == (1.0, 10)
         assert runtime_accuracy(path, images) == (10, 10)
+
+
+@pytest.mark.parametrize("name", ["ofa_mbv3", "mbv3_large", "proxyless"])
+def test_activations_and_squeezes_of_every_space(tmp_path: Path, name: str) -> None:
+    subnet = make_subnet(0, space=get_space(name).restrict(resolutions=(64,)), norm_eps=1e-3)
+    path = export_onnx(subnet, tmp_path / "model.onnx", {}).path
+    assert parity(subnet, path, batches(subnet, 4)).max_rel < 1e-5
+    kinds = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert "BatchNormalization" not in kinds
+    blocks = subnet.space.blocks(subnet.arch, CLASSES)
+    # ONNX Runtime writes x * hardsigmoid(x) out, as its processors compute it. A layer that expands has two activations.
+    hswish = sum(1 + block.expands for block in blocks if block.activation == "hswish")
+    squeezes = sum(block.squeeze > 0 for block in blocks)
+    assert kinds["HardSigmoid"] == kinds["Mul"] == hswish + squeezes
+    assert kinds["GlobalAveragePool"] == 1 + squeezes
+    standard = {"Conv", "Clip", "Relu", "HardSigmoid", "Mul", "Add", "GlobalAveragePool", "Flatten", "MatMul", "Gemm"}
+    assert kinds.keys() <= standard
+
+
+def test_epsilon_is_folded_in(tmp_path: Path) -> None:
+    """Where variances are small, another epsilon is another network."""
+    subnet = make_subnet(0, norm_eps=1e-3)
+    for module in subnet.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
+            module.running_var.mul_(0.01)
+            nn.init.constant_(module.weight, 0.1)  # else every layer would magnify tenfold
+    path = export_onnx(subnet, tmp_path / "model.onnx", {}).path
+    images = batches(subnet)
+    assert parity(subnet, path, images).max_rel < 1e-5
+    for module in subnet.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-5
+    with pytest.raises(AccuracyGateError):
+        parity(subnet, path, images)
 
 
 def test_real_weights_on_real_photos(shared: Path, tmp_path: Path) -> None:
