@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from natdeploy.errors import UsageError, WeightsError
 from natdeploy.space import Arch, SearchSpace, Stage, get_space
 from natdeploy.space.catalog import plain_arch
-from natdeploy.supernet import Seed, Supernet, read_seed, remap, write_seed
+from natdeploy.supernet import Seed, Subnet, Supernet, read_seed, remap, write_seed
 
 MBV2, MBV3, PROXYLESS = get_space("mbv2"), get_space("mbv3_large"), get_space("proxyless")
 MOBILENET_V2 = (1, 2, 3, 4, 3, 3, 1)
@@ -256,6 +256,25 @@ def test_own_files_keep_channels_that_follow_no_width(shared: Path, tmp_path: Pa
     again = read_seed(tmp_path / "seed.safetensors")
     assert (again.space, again.arch, again.norm_eps, again.padding) == (seed.space, seed.arch, 1e-3, "symmetric")
     assert all(torch.equal(tensor, seed.state[name]) for name, tensor in again.state.items() if not name.startswith("stages"))
+
+
+def test_equal_tensors_may_be_another_network(shared: Path, tmp_path: Path) -> None:
+    """MobileNetV2's space has places for all of ProxylessNAS's layers, but adds inputs to outputs where that does not."""
+    path = shared / "weights/proxyless-w0.25-r112_imagenet.pth"
+    with pytest.raises(WeightsError, match=r"not a network of space mbv2 but one as of proxyless: .*, no residual in first layers"):
+        read_seed(path, MBV2)
+    other = replace(PROXYLESS, name="mine", stages=tuple(replace(stage, activation="hswish") for stage in PROXYLESS.stages))
+    with pytest.raises(WeightsError, match=r"activations relu6/relu6/relu6, no residual .*, not activations relu6/hswish/relu6"):
+        read_seed(path, other)
+    assert read_seed(path, replace(PROXYLESS, name="mine", resolutions=(112,))).arch.resolution == 112
+
+
+def test_an_unknown_space_must_be_given(tmp_path: Path) -> None:
+    space = replace(MBV3, name="mine", resolutions=(64,))
+    write_seed(Subnet(space, space.decode(space.lower), 2), tmp_path / "seed.safetensors")
+    with pytest.raises(WeightsError, match="does not say where space mine is described; give the space"):
+        read_seed(tmp_path / "seed.safetensors")
+    assert read_seed(tmp_path / "seed.safetensors", space).arch == space.decode(space.lower)
 
 
 def test_channels_must_be_those_of_a_space() -> None:

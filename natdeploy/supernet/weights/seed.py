@@ -13,6 +13,7 @@ from torch import Tensor
 
 from natdeploy.errors import UsageError, WeightsError
 from natdeploy.space import Arch, Layer, SearchSpace, Stage, get_space
+from natdeploy.space.catalog import NAMES
 from natdeploy.space.space import mid_channels
 from natdeploy.supernet.layers import PADDINGS, Padding
 from natdeploy.supernet.subnet import Subnet
@@ -77,7 +78,7 @@ def write_seed(subnet: Subnet, path: Path, metadata: Mapping[str, str] | None = 
 
 def stated(space: SearchSpace, padding: Padding, norm_eps: float) -> dict[str, str]:
     """What our own files say about themselves; channels are read from the tensors."""
-    return {"space": re.sub(r"_c\d+(_\d+)*$", "", space.name), "padding": padding, "norm_eps": f"{norm_eps:g}"}
+    return {"space": re.sub(r"_c\d+(_\d+){2,}$", "", space.name), "padding": padding, "norm_eps": f"{norm_eps:g}"}
 
 
 def without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -107,17 +108,25 @@ def read_seed(path: Path, space: SearchSpace | None = None) -> Seed:
             f"{path} holds no network of a kind that is known ({', '.join(each.name for each in FORMATS)}); "
             f"its tensors are {_some(list(state))}"
         )
-    return _Reader(path, file, format_, state, space or _space(path, file, format_)).read()
-
-
-def _space(path: Path, file: WeightFile, format_: Format) -> SearchSpace:
     name = file.metadata.get("space", format_.space)
-    if name is None:
-        raise WeightsError(f"{path} does not say of which space its network is; name the space")
-    try:
-        return get_space(name)
-    except UsageError as error:
-        raise WeightsError(f"{path} is of space {name!r}, which does not ship; name a space file") from error
+    if space is None:
+        if name not in NAMES:
+            which = "of which space its network is" if name is None else f"where space {name} is described"
+            raise WeightsError(f"{path} does not say {which}; give the space")
+        space = get_space(name)
+    elif name in NAMES and _unseen(space) != (expected := _unseen(get_space(name))):
+        theirs, ours = (", ".join(map(str, each)) for each in (expected, _unseen(space)))
+        raise WeightsError(f"{path} is not a network of space {space.name} but one as of {name}: it has {theirs}, not {ours}")
+    return _Reader(path, file, format_, state, space).read()
+
+
+def _unseen(space: SearchSpace) -> tuple[str, ...]:
+    """What networks of a space do with tensors that look the same."""
+    stages = "/".join(dict.fromkeys(stage.activation for stage in space.stages))
+    return (
+        f"activations {space.stem_activation}/{stages}/{space.head_activation}",
+        f"{'a' if space.first_residual else 'no'} residual in first layers of stages",
+    )
 
 
 @dataclass(frozen=True)
