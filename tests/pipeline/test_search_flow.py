@@ -117,6 +117,8 @@ def test_export_benchmark_report(finished: SearchConfig) -> None:
     assert knee.runtime_accuracy == knee.test_accuracy
     with RunStore.open(folder) as store:
         subnet = pipeline.load_subnet(store, Arch.parse(knee.arch))
+    norms = [module for module in subnet.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert {norm.eps for norm in norms} == {2e-3}, "the seed's"
     images = torch.randn(1, 3, subnet.arch.resolution, subnet.arch.resolution)
     (logits,) = onnxruntime.InferenceSession(model).run(None, {"input": images.numpy()})
     np.testing.assert_allclose(logits, subnet(images).detach().numpy(), atol=1e-3)
