@@ -4,7 +4,7 @@ from natdeploy.supernet.calibrate import calibrate
 from natdeploy.supernet.detect import InputConvention, choose_input
 from natdeploy.supernet.layers import Padding
 from natdeploy.supernet.network import Supernet
-from natdeploy.supernet.remap import RemapReport, remap
+from natdeploy.supernet.remap import RemapReport, RemapRules, remap
 from natdeploy.supernet.sorting import sort_channels
 from natdeploy.supernet.subnet import Subnet, build_block
 from natdeploy.supernet.weights import Seed, load_supernet, read_seed, restore, save_supernet, supernet_of, write_seed
@@ -13,6 +13,7 @@ __all__ = [
     "InputConvention",
     "Padding",
     "RemapReport",
+    "RemapRules",
     "Seed",
     "Subnet",
     "Supernet",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -15,49 +15,47 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     layer sees the inputs it would see if all statistics before it were right. Means and biased variances of the batches are
     averaged in double precision, weighted by their images. Leaves the network in evaluation mode.
 
+    Takes an eighth longer than inference on the same images: normalising writes over its input, which pays for most of the pass
+    over it that the statistics take. Training mode, which leaves the input alone, takes a third longer.
+
     Args:
-        network: a `Subnet`, or any module with BatchNorm2d layers.
+        network: a `Subnet`, or any module whose BatchNorm2d layers alone use what they are given.
         batches: images (n, 3, r, r), preprocessed as for evaluation, on the network's device.
 
     Raises:
         ValueError: there are no batches.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    sums: dict[nn.Module, Tensor] = {
-        norm: torch.zeros(2, norm.num_features, dtype=torch.float64, device=norm.weight.device) for norm in norms
-    }
-    momenta = [norm.momentum for norm in norms]
-
-    def add(norm: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
-        # At momentum 1 the running statistics are those of the batch just seen, the variance divided by (count - 1).
-        mean, variance = _statistics(norm)
-        images, channels = inputs[0].shape[:2]
-        count = inputs[0].numel() // channels
-        sums[norm] += images * torch.stack([mean.double(), variance.double() * ((count - 1) / count)])
-
-    hooks = [norm.register_forward_hook(add) for norm in norms]
+    sums = [torch.zeros(2, norm.num_features, dtype=torch.float64, device=norm.weight.device) for norm in norms]
     total = 0
-    network.train()
+    network.eval()
     try:
-        for norm in norms:
-            norm.momentum = 1.0
+        for norm, into in zip(norms, sums, strict=True):
+            vars(norm)["forward"] = _normaliser(norm, into)  # hides the method of the class
         with torch.no_grad():
             for batch in batches:
                 network(batch)
                 total += len(batch)
     finally:
-        network.eval()
-        for norm, momentum, hook in zip(norms, momenta, hooks, strict=True):
-            norm.momentum = momentum
-            hook.remove()
+        for norm in norms:
+            vars(norm).pop("forward", None)
     if total == 0:
         raise ValueError("calibration needs at least one batch of images")
-    for norm in norms:
-        for stored, value in zip(_statistics(norm), sums[norm] / total, strict=True):
-            stored.copy_(value)
+    for norm, summed in zip(norms, sums, strict=True):
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None and variance is not None
+        mean.copy_(summed[0] / total)
+        variance.copy_(summed[1] / total)
 
 
-def _statistics(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Running mean and variance, (channels,) each."""
-    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
-    return norm.running_mean, norm.running_var
+def _normaliser(norm: nn.BatchNorm2d, sums: Tensor) -> Callable[[Tensor], Tensor]:
+    """Normalises a batch by its mean and biased variance, in place, and adds them, times its images, to `sums` (2, channels)."""
+
+    def forward(x: Tensor) -> Tensor:
+        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)  # without running statistics to update
+        sums.add_(torch.stack([mean, variance]), alpha=len(x))
+        scale = norm.weight / (variance + norm.eps).sqrt()
+        shift = norm.bias - mean * scale
+        return torch.addcmul(shift.view(-1, 1, 1), x, scale.view(-1, 1, 1), out=x)
+
+    return forward

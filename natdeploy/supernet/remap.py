@@ -1,129 +1,346 @@
-"""A seed's weights into the supernet: parameter remapping by depth, width and kernel (FNA, arXiv 2001.02525).
+"""One network's weights into another of other kernels, expansions and depths: parameter remapping (FNA, arXiv 2001.02525).
 
-Where FNA takes the first channels and copies whole layers, this takes the most important channels first and copies layers so that
-they start as identities. On a MobileNetV2 that costs 0 instead of up to 80 points per added layer, before any training.
+The target is a supernet or the network of one architecture, and may be larger or smaller than the source, layer by layer. FNA takes
+the first channels and copies whole layers; its rules are options. The defaults are what costs a real MobileNetV2 least
+(docs/remap.md), and leave the function as it is wherever nothing shrinks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from natdeploy.errors import WeightsError
+from natdeploy.space import Block, Layer, SearchSpace
 from natdeploy.supernet.layers import crop
 from natdeploy.supernet.network import Supernet
+from natdeploy.supernet.sorting import by_importance
 from natdeploy.supernet.subnet import Subnet
 from natdeploy.supernet.weights import Seed
+
+WidthRule = Literal["first", "expand_scale", "depthwise_scale", "expand_l1", "expand_std", "project_l1"]
+KernelRule = Literal["centre", "dilated"]
+DepthRule = Literal["identity", "copy"]
+
+
+class RemapRules(BaseModel):
+    """How a layer becomes a larger or smaller one.
+
+    Attributes:
+        width: which channels between expansion and projection count most: smaller expansions keep them, supernets have them first.
+            `first`: those that come first (FNA). `expand_scale`, `depthwise_scale`: by |scale| of the normalisation after the
+            expansion or the depthwise convolution (FNA's Width-BN). `expand_l1`, `project_l1`: by the L1 norm of the weights that
+            make a channel (FNA's Width-L1), or read it (once-for-all). `expand_std`: by the standard deviation of the weights that
+            make it (FNA's Width-Std).
+        kernel: where the weights of a smaller kernel go in a larger one, zeros elsewhere: its centre, or spread to its edges
+            (FNA's Kernel-Dilate). A larger kernel gives its centre to a smaller one.
+        depth: what layers beyond the last of a stage begin as: a `copy` of it (FNA), or an `identity`, which is the copy with scale
+            and shift of its last normalisation at zero, so that the residual passes everything on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: WidthRule = "project_l1"
+    kernel: KernelRule = "centre"
+    depth: DepthRule = "identity"
+
+
+@dataclass(frozen=True)
+class LayerMove:
+    """What became of one layer.
+
+    Attributes:
+        target: the layer that was filled, such as `stages.2.3`.
+        source: the layer its weights come from.
+        added: whether it lies beyond the source's last layer of the stage.
+        kernel: sides of the depthwise kernel, (source, target).
+        mid_channels: channels between expansion and projection, (source, target).
+    """
+
+    target: str
+    source: str
+    added: bool
+    kernel: tuple[int, int]
+    mid_channels: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class RemapReport:
-    """What came from where; counters of batches are left out.
+    """What came from where; counters of batches and kernel transformations, which begin as identities, are left out.
 
     Attributes:
-        mapped: tensors of the supernet that hold the seed's values.
-        copied_layers: slots beyond the seed's depth, filled with its last layer of that stage.
-        grown_kernels: depthwise kernels larger than the seed's, filled up with zeros.
-        unmapped: tensors of the supernet that keep their initial values.
-        unused: tensors of the seed that have no place.
+        sources: tensor of the target -> tensor of the source that it holds values of.
+        layers: what became of every layer that was filled.
+        unmapped: tensors of the target that keep their initial values.
+        unused: tensors of the source that have no place.
     """
 
-    mapped: int
-    copied_layers: int
-    grown_kernels: int
+    sources: Mapping[str, str]
+    layers: tuple[LayerMove, ...]
     unmapped: tuple[str, ...]
     unused: tuple[str, ...]
 
+    @property
+    def mapped(self) -> int:
+        """Tensors of the target that hold the source's values."""
+        return len(self.sources)
+
+    @property
+    def copied_layers(self) -> int:
+        """Layers beyond the source's depth."""
+        return sum(layer.added for layer in self.layers)
+
+    @property
+    def dropped_layers(self) -> int:
+        """Layers of the source beyond the target's depth."""
+        return len({".".join(name.split(".")[:3]) for name in self.unused if name.startswith("stages.")})
+
+    @property
+    def grown_kernels(self) -> int:
+        return sum(layer.kernel[0] < layer.kernel[1] for layer in self.layers)
+
+    @property
+    def shrunk_kernels(self) -> int:
+        return sum(layer.kernel[0] > layer.kernel[1] for layer in self.layers)
+
+    @property
+    def widened_layers(self) -> int:
+        return sum(layer.mid_channels[0] < layer.mid_channels[1] for layer in self.layers)
+
+    @property
+    def narrowed_layers(self) -> int:
+        return sum(layer.mid_channels[0] > layer.mid_channels[1] for layer in self.layers)
+
     def summary(self) -> str:
-        left = f"; new: {', '.join(self.unmapped)}" if self.unmapped else ""
+        """One line for a person."""
+        changes = {
+            "layers were added as copies": self.copied_layers,
+            "layers were dropped": self.dropped_layers,
+            "kernels grew": self.grown_kernels,
+            "kernels shrank": self.shrunk_kernels,
+            "layers were widened": self.widened_layers,
+            "layers were narrowed": self.narrowed_layers,
+        }
+        counts = [f"{self.mapped} tensors take the seed's values", *(f"{n} {what}" for what, n in changes.items() if n)]
+        new = f"; new: {', '.join(self.unmapped)}" if self.unmapped else ""
         unused = f"; not used: {', '.join(self.unused)}" if self.unused else ""
-        return (
-            f"{self.mapped} tensors take the seed's values, {self.copied_layers} layers were added as copies, "
-            f"{self.grown_kernels} kernels grew{left}{unused}"
-        )
+        return ", ".join(counts) + new + unused
 
 
-def remap(seed: Seed, supernet: Supernet) -> RemapReport:
-    """Fills the supernet from the seed, in place; the seed's own architecture then computes what the seed computes.
+def remap(source: Seed | Subnet, target: Supernet | Subnet, rules: RemapRules | None = None) -> RemapReport:
+    """Fills a network with the weights of another, in place; what the source cannot fill keeps its values.
 
-    Depth: layer i goes to slot i, later slots take the stage's last layer with the scale and shift of its last normalisation at
-    zero, so that the residual makes them identities. Kernel: in the centre, zeros around. Width: channels between expansion and
-    projection in the order of their importance, so that a smaller expansion keeps the best. The classifier is taken where the
-    classes agree.
+    Layers go to their places in their stages; a deeper target gets more of the stage's last one, a shallower one does without the
+    last. Kernels and channels follow `rules`. Whatever reads a new channel is zero, so it contributes nothing until it has learned
+    to. By the default rules a target that is nowhere smaller, or a supernet at such an architecture, computes what the source
+    computes. The classifier is taken where the classes agree.
+
+    Args:
+        source: a pretrained network, or any network of an architecture.
+        target: of a space with the same stages, apart from the choices of kernel, expansion and depth, and of the same width.
+        rules: how layers grow and shrink.
 
     Raises:
-        WeightsError: the seed is of another width or space; names the tensors that do not fit.
+        WeightsError: the two are not of compatible spaces or widths; names the tensors that do not fit. The target is as before.
     """
-    values = {
-        name: tensor
-        for name, tensor in seed.state.items()
-        if seed.classes == supernet.classes or not name.startswith("classifier.")
-    }
-    target = {name: tensor for name, tensor in supernet.state_dict().items() if not name.endswith("num_batches_tracked")}
-    _check(seed, supernet, values, target)
+    rules = rules or RemapRules()
+    given, taken = _net(source), _net(target)
+    _check(given, taken)
+    sources = {name: name for name in given.fixed() if name in taken.tensors}
+    if given.shape("classifier.weight") != taken.shape("classifier.weight"):
+        sources = {name: origin for name, origin in sources.items() if not name.startswith("classifier.")}
+    for name, origin in sources.items():
+        taken.tensors[name].copy_(given.tensors[origin])
 
-    mapped = [name for name in values if not name.startswith("stages.")]
-    for name in mapped:
-        target[name].copy_(values[name])
-    copied = grown = 0
-    for number, stage in enumerate(supernet.space.stages):
-        last = len(seed.arch.stages[number]) - 1
-        for place in range(stage.max_depth):
-            slot, source = f"stages.{number}.{place}.", f"stages.{number}.{min(place, last)}."
-            layer = {name.removeprefix(source): tensor for name, tensor in values.items() if name.startswith(source)}
-            # A first layer changes the shape, so a seed stage of one layer has nothing to copy; the identity holds without.
-            if place <= last or last > 0:
-                _place(_by_importance(layer), target, slot)
-                mapped += [slot + name for name in layer]
-                copied += place > last
-                grown += layer["depthwise.conv.weight"].shape[-1] < target[slot + "depthwise.conv.weight"].shape[-1]
-            if place > last:
-                target[slot + "project.norm.weight"].zero_()
-                target[slot + "project.norm.bias"].zero_()
-    unmapped = target.keys() - set(mapped)
-    unused = seed.state.keys() - values.keys()
-    return RemapReport(len(mapped), copied, grown, tuple(sorted(unmapped)), tuple(sorted(unused)))
+    moves = {move.target: move for move in _moves(given, taken)}
+    for slot, move in moves.items():
+        layer = _sorted(given.layer(move.source), rules.width)
+        _place(layer, taken.layer(slot), rules.kernel)
+        sources |= {f"{slot}.{leaf}": f"{move.source}.{leaf}" for leaf in layer}
+    for slot in taken.slots():
+        # Where there was nothing to copy, weights are chance, so the layer is an identity by either rule.
+        if slot not in moves or (moves[slot].added and rules.depth == "identity"):
+            taken.tensors[f"{slot}.project.norm.weight"].zero_()
+            taken.tensors[f"{slot}.project.norm.bias"].zero_()
+    own = taken.tensors.keys() - sources.keys()
+    for name in (transforms := {name for name in own if ".transforms." in name}):
+        taken.tensors[name].copy_(torch.eye(len(taken.tensors[name])))
+    unused = given.tensors.keys() - sources.values()
+    return RemapReport(sources, tuple(moves.values()), tuple(sorted(own - transforms)), tuple(sorted(unused)))
 
 
-def _by_importance(layer: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The same function with its mid channels in descending order of the L1 norm of the weights that project them."""
-    if "expand.conv.weight" not in layer:
-        return layer  # its mid channels are the channels that come in, whose order is not its own
-    order = layer["project.conv.weight"].abs().sum((0, 2, 3)).argsort(descending=True, stable=True)
-    inner = {name: tensor[order] for name, tensor in layer.items() if not name.startswith("project.")}
-    return {**layer, **inner, "project.conv.weight": layer["project.conv.weight"][:, order]}
+# ---- either side
 
 
-def _place(layer: Mapping[str, Tensor], target: Mapping[str, Tensor], slot: str) -> None:
-    """Puts a layer into a slot that may be larger without changing what the slot computes at its full size."""
-    target[slot + "project.conv.weight"].zero_()  # channels beyond the layer's own contribute nothing until they have learned to
-    target[slot + "depthwise.conv.weight"][: len(layer["depthwise.conv.weight"])].zero_()
-    for name, tensor in layer.items():
-        crop(target[slot + name], tensor.shape).copy_(tensor)
+@dataclass(frozen=True)
+class _Net:
+    """What remapping has to know of either side.
+
+    Attributes:
+        label: how messages call it.
+        space: its space.
+        width: channel multiplier.
+        stages: blocks of its layers, at the largest of a supernet.
+        norm_eps: of its normalisations.
+        tensors: name -> tensor, without counters of batches; those of a network are its own, not copies.
+    """
+
+    label: str
+    space: SearchSpace
+    width: float
+    stages: tuple[tuple[Block, ...], ...]
+    norm_eps: float
+    tensors: Mapping[str, Tensor]
+
+    def fixed(self) -> list[str]:
+        """Tensors outside the stages."""
+        return [name for name in self.tensors if not name.startswith("stages.")]
+
+    def slots(self) -> list[str]:
+        """Names of the layers."""
+        return [f"stages.{number}.{place}" for number, blocks in enumerate(self.stages) for place in range(len(blocks))]
+
+    def layer(self, slot: str) -> dict[str, Tensor]:
+        """Tensors of one layer, by what follows its place in their names."""
+        start = f"{slot}."
+        return {name.removeprefix(start): tensor for name, tensor in self.tensors.items() if name.startswith(start)}
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """None if there is no such tensor."""
+        return tuple(self.tensors[name].shape) if name in self.tensors else None
 
 
-def _check(seed: Seed, supernet: Supernet, values: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    """Every tensor must have the shape that this supernet gives the seed's architecture, and be no larger than its place."""
-    if len(seed.arch.stages) != len(supernet.space.stages):
+def _net(network: Seed | Subnet | Supernet) -> _Net:
+    space = network.space
+    if isinstance(network, Supernet):
+        width, label = network.width, f"the supernet of space {space.name} at width {network.width:g}"
+        stages = tuple((Layer(max(stage.kernels), max(stage.expansions)),) * stage.max_depth for stage in space.stages)
+    else:
+        width, stages = network.arch.width, network.arch.stages
+        label = network.source if isinstance(network, Seed) else f"the network {network.arch} of space {space.name}"
+    blocks = tuple(
+        tuple(space.layer_block(number, place, layer, space.resolutions[0], width) for place, layer in enumerate(layers))
+        for number, layers in enumerate(stages)
+    )
+    state = network.state if isinstance(network, Seed) else network.state_dict()
+    tensors = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    return _Net(label, space, width, blocks, network.norm_eps, tensors)
+
+
+def _moves(given: _Net, taken: _Net) -> Iterator[LayerMove]:
+    """Which layer goes where. A first layer with other input channels than the rest cannot be copied."""
+    for number, (theirs, ours) in enumerate(zip(given.stages, taken.stages, strict=True)):
+        for place, block in enumerate(ours):
+            origin = min(place, len(theirs) - 1)
+            other = theirs[origin]
+            if place == origin or (other.in_channels, other.expands) == (block.in_channels, block.expands):
+                yield LayerMove(
+                    f"stages.{number}.{place}",
+                    f"stages.{number}.{origin}",
+                    place > origin,
+                    (other.kernel, block.kernel),
+                    (other.mid_channels, block.mid_channels),
+                )
+
+
+# ---- one layer
+
+_DEPTHWISE = "depthwise.conv.weight"
+
+_IMPORTANCE: Mapping[WidthRule, Callable[[Mapping[str, Tensor]], Tensor]] = {
+    "expand_scale": lambda layer: layer["expand.norm.weight"].abs(),
+    "depthwise_scale": lambda layer: layer["depthwise.norm.weight"].abs(),
+    "expand_l1": lambda layer: layer["expand.conv.weight"].abs().sum((1, 2, 3)),
+    "expand_std": lambda layer: layer["expand.conv.weight"].flatten(1).std(1),
+    "project_l1": lambda layer: layer["project.conv.weight"].abs().sum((0, 2, 3)),
+}
+
+
+def _sorted(layer: Mapping[str, Tensor], rule: WidthRule) -> Mapping[str, Tensor]:
+    """The same function with its channels in descending order of importance."""
+    if rule == "first" or "expand.conv.weight" not in layer:
+        return layer  # without expansion its mid channels are the channels that come in, whose order is not its own
+    importance = _IMPORTANCE[rule](layer)
+    return by_importance(layer, [0, len(importance)], importance)
+
+
+def _place(layer: Mapping[str, Tensor], slot: Mapping[str, Tensor], rule: KernelRule) -> None:
+    """Puts what there is room for into a slot. Where the slot is larger it computes the same, apart from dilated kernels."""
+    for leaf, tensor in layer.items():
+        place = slot[leaf]
+        if leaf == _DEPTHWISE:
+            tensor = _dilate(tensor, place.shape[-1]) if rule == "dilated" else tensor  # noqa: PLW2901
+            place[: len(tensor)].zero_()
+        elif tensor.ndim > 1:
+            place[:, tensor.shape[1] :].zero_()  # reads channels that are new
+        shape = [min(sides) for sides in zip(tensor.shape, place.shape, strict=True)]
+        crop(place, shape).copy_(crop(tensor, shape))
+
+
+def _dilate(kernel: Tensor, side: int) -> Tensor:
+    """(c, 1, k, k) -> (c, 1, side, side): the weights spread evenly from edge to edge; as it is if it is not smaller."""
+    small = kernel.shape[-1]
+    if small >= side or small == 1:
+        return kernel
+    middle = small // 2
+    at = torch.tensor([side // 2 + round((place - middle) * (side - 1) / (small - 1)) for place in range(small)])
+    result = kernel.new_zeros(*kernel.shape[:2], side, side)
+    result[:, :, at[:, None], at] = kernel
+    return result
+
+
+# ---- what does not fit
+
+
+def _check(given: _Net, taken: _Net) -> None:
+    """Raises WeightsError unless both differ in kernels, expansions and depths alone."""
+    if len(given.stages) != len(taken.stages):
         raise WeightsError(
-            f"{seed.source} has {len(seed.arch.stages)} stages, space {supernet.space.name} has {len(supernet.space.stages)}; "
+            f"{given.label} has {len(given.stages)} stages, space {taken.space.name} has {len(taken.stages)}; "
             "choose the space it was read for"
         )
-    with torch.device("meta"):
-        subnet = Subnet(supernet.space, replace(seed.arch, width=supernet.width), supernet.classes)
-    expected = {name: tensor.shape for name, tensor in subnet.state_dict().items()}
-    misfits = []
-    for name, tensor in values.items():
-        shape = tensor.shape
-        fits = shape == expected[name] and name in target and all(a <= b for a, b in zip(shape, target[name].shape, strict=True))
-        if not fits:
-            misfits.append(f"{name} {tuple(shape)}")
+    misfits = [name for name in given.fixed() if not name.startswith("classifier.") and given.shape(name) != taken.shape(name)]
+    for move in _moves(given, taken):
+        theirs, ours = given.layer(move.source), taken.layer(move.target)
+        misfits += [
+            f"{move.source}.{leaf}"
+            for leaf, tensor in theirs.items()
+            if leaf not in ours or _bound(leaf, tensor) != _bound(leaf, ours[leaf])
+        ]
     if misfits:
-        more = f" and {len(misfits) - 4} more" if len(misfits) > 4 else ""
+        named = [f"{name} {given.shape(name)}" for name in dict.fromkeys(misfits)]
+        more = f" and {len(named) - 4} more" if len(named) > 4 else ""
+        raise WeightsError(f"{given.label} does not fit {taken.label}: no place for {', '.join(named[:4])}{more}")
+    for (what, there), (_, here) in zip(_frame(given), _frame(taken), strict=True):
+        if there != here:
+            raise WeightsError(f"{given.label} does not fit {taken.label}: {what} has {there} in the one and {here} in the other")
+    if given.norm_eps != taken.norm_eps:
         raise WeightsError(
-            f"{seed.source} does not fit the supernet of space {supernet.space.name} at width {supernet.width:g}: "
-            f"no place for {', '.join(misfits[:4])}{more}"
+            f"{given.label} adds {given.norm_eps:g} to the variances of its normalisations, {taken.label} {taken.norm_eps:g}; "
+            "build it with the same norm_eps"
         )
+
+
+def _bound(leaf: str, tensor: Tensor) -> tuple[int, ...]:
+    """The part of a shape that remapping must not change: channels that come into a layer and go out of it."""
+    if leaf == "expand.conv.weight":
+        return tuple(tensor.shape[1:2])
+    return tuple(tensor.shape[:1]) if leaf.startswith("project.") else ()
+
+
+def _frame(net: _Net) -> Iterator[tuple[str, str]]:
+    """What tensors do not show, by part of the network."""
+    space = net.space
+    yield "the stem", f"stride {space.stem_stride} and {space.stem_activation}"
+    for number, stage in enumerate(space.stages):
+        first = net.stages[number][0]
+        parts = [f"stride {stage.stride}", stage.activation]
+        parts += ["squeeze-and-excitation"] * stage.squeeze + ["a residual around its first layer"] * first.residual
+        yield f"stage {number}", " and ".join(parts)
+    mix = f"a linear layer {'with' if space.mix_bias else 'without'} bias" if space.mix_channels else "no linear layer"
+    yield "the head", f"{space.head_activation} and {mix} before the classifier"

@@ -39,14 +39,16 @@ def sort_channels(supernet: Supernet, expansions: Sequence[float] = ()) -> None:
                 layer[name].copy_(tensor)
 
 
-def by_importance(layer: Mapping[str, Tensor], bounds: Sequence[int]) -> dict[str, Tensor]:
+def by_importance(layer: Mapping[str, Tensor], bounds: Sequence[int], importance: Tensor | None = None) -> dict[str, Tensor]:
     """The tensors of a layer that computes the same, its mid channels sorted between the bounds, as copies.
 
     Args:
         layer: name in an MBConv layer that expands -> tensor.
         bounds: first and last of them 0 and the number of mid channels.
+        importance: of the mid channels; the L1 norm of the weights that project them unless given.
     """
-    importance = layer[PROJECT].abs().sum((0, 2, 3))
+    if importance is None:
+        importance = layer[PROJECT].abs().sum((0, 2, 3))
     parts = (start + importance[start:end].argsort(descending=True, stable=True) for start, end in pairwise(bounds))
     order = torch.cat(list(parts))
     result = dict(layer)
