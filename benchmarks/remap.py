@@ -3,6 +3,7 @@
 The seed is remapped into networks that are narrower, deeper or of larger kernels than itself. How often is a network's first guess,
 of the seed's own classes, that of the seed, on real photos? Once with the statistics of the seed's BatchNorm on either side, once
 with statistics from other photos on either side. Those change the seed's own guesses as well; how much is printed below the table.
+Changes of one layer are made in every stage in turn, at its end, and averaged.
 
     python benchmarks/remap.py --data DIR --seed-weights FILE --images 128 --json remap.json
 """
@@ -109,19 +110,19 @@ def rows(bench: Bench, expected: tuple[Tensor, Tensor]) -> Iterator[Row]:
     singles = [changed(seed, {at: narrow[at]}) for at in ends]
     for rule in get_args(WidthRule):
         rules = RemapRules(width=rule)
-        yield bench.row(expected, f"to expansion {NARROW}: a stage's last layer", rule, singles, rules)
-        yield bench.row(expected, f"to expansion {NARROW}: every layer", rule, [changed(seed, narrow)], rules)
+        yield bench.row(expected, f"expansion {NARROW}, one layer", rule, singles, rules)
+        yield bench.row(expected, f"expansion {NARROW}, all layers", rule, [changed(seed, narrow)], rules)
     for kernel in (5, 7):
         grown = changed(seed, {at: Layer(kernel, layer.expansion) for at, layer in elastic.items()})
         for rules in (RemapRules(kernel="centre"), RemapRules(kernel="dilated")):
-            yield bench.row(expected, f"to kernel {kernel}: every layer", rules.kernel, [grown], rules)
+            yield bench.row(expected, f"kernel {kernel}, all layers", rules.kernel, [grown], rules)
     deeper = [
         replace(seed, stages=tuple((*stage, stage[-1]) if at == number else stage for at, stage in enumerate(seed.stages)))
         for number, stage in enumerate(seed.stages)
         if len(stage) > 1
     ]
     for rules in (RemapRules(depth="identity"), RemapRules(depth="copy")):
-        yield bench.row(expected, "one layer more in a stage", rules.depth, deeper, rules)
+        yield bench.row(expected, "one layer more", rules.depth, deeper, rules)
 
 
 def prepare(options: argparse.Namespace) -> Bench:
