@@ -12,7 +12,8 @@ from natdeploy.space import SearchSpace
 from natdeploy.supernet.layers import Padding
 from natdeploy.supernet.network import Supernet
 from natdeploy.supernet.weights.files import write_file
-from natdeploy.supernet.weights.seed import SUPERNET, Seed, read_seed, stated, without_counters
+from natdeploy.supernet.weights.reader import read_seed
+from natdeploy.supernet.weights.seed import SUPERNET, Seed, stated, without_counters
 
 
 def save_supernet(supernet: Supernet, path: Path, metadata: Mapping[str, str] | None = None) -> None:
