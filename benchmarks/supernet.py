@@ -195,12 +195,12 @@ def main() -> int:
     found = compare(ways, options)
     peaks = {}
     for way in ways:
-        output = subprocess.run([sys.executable, *sys.argv, "--peak", way], check=True, capture_output=True, text=True).stdout
-        peaks[way] = float(output.splitlines()[-1])
-    table = Table(
-        "way", "random, images/s", "largest, images/s", "extract, ms", "peak memory of a step, MB",
-        title=f"{options.device}, {options.threads} threads, batch {options.batch}, {options.resolution} px, width {options.width:g}",
-    )  # fmt: skip
+        command = [sys.executable, *sys.argv, "--peak", way]
+        peaks[way] = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    about = f"batch {options.batch}, {options.resolution} px, width {options.width:g}"
+    table = Table(title=f"{options.device}, {options.threads} thread(s), {about}")
+    for column in ("way", "random, images/s", "largest, images/s", "extract, ms", "peak memory of a step, MB"):
+        table.add_column(column)
     for speed in found:
         ratio = "" if speed is found[0] else f" (ours {found[0].random_images_s / speed.random_images_s:.2f} x)"
         most = "" if speed is found[0] else f" (ours {found[0].largest_images_s / speed.largest_images_s:.2f} x)"

@@ -1,7 +1,7 @@
 """Elastic parts of the supernet: every layer holds its largest weights and runs at any smaller size by slicing them.
 
 What sharing means is defined once, by `crop`: a smaller convolution is the first channels and the centre of the kernel of a larger
-one (once-for-all, arXiv 1908.09791); with its kernel transformation, a smaller depthwise kernel is a learned linear map of that centre.
+one (once-for-all, arXiv 1908.09791); with its kernel transformation, a smaller depthwise kernel is a learned map of that centre.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class ElasticConv(nn.Module):
         norm_eps: added to the variance of batch normalisation.
         depthwise: one filter a channel.
         activation: what follows; nothing if None.
-        transformed: smaller kernels, each a learned map of the centre of the next larger one (once-for-all's kernel transformation),
-            the identity at first.
+        transformed: smaller kernels, each a learned map of the centre of the next larger one (once-for-all's kernel
+            transformation), the identity at first.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from natdeploy.space import Arch, Layer, SearchSpace
 from natdeploy.supernet.layers import NORM_EPS, ElasticConv, ElasticMBConv, Padding, activate, crop
-from natdeploy.supernet.subnet import Subnet
+from natdeploy.supernet.subnet import MBConv, Subnet, hollow_block
 
 
 class Supernet(nn.Module):
@@ -50,7 +50,9 @@ class Supernet(nn.Module):
             for number, stage in enumerate(space.stages):
                 largest = Layer(max(stage.kernels), max(stage.expansions))
                 transformed = stage.kernels[:-1] if kernel_transforms else ()
-                blocks = (space.layer_block(number, place, largest, space.resolutions[0], width) for place in range(stage.max_depth))
+                blocks = (
+                    space.layer_block(number, place, largest, space.resolutions[0], width) for place in range(stage.max_depth)
+                )
                 self.stages.append(
                     nn.ModuleList(
                         ElasticMBConv(block, padding=padding, norm_eps=norm_eps, transformed=transformed) for block in blocks
@@ -114,15 +116,21 @@ class Supernet(nn.Module):
             UsageError: the architecture is not of this supernet's space and width.
         """
         self.space.validate(arch)
-        with torch.device("meta"):
-            subnet = Subnet(self.space, arch, self.classes, self.padding, self.norm_eps)
+        subnet = Subnet(self.space, arch, self.classes, self.padding, self.norm_eps, build=hollow_block)
         shared = self.state_dict()
-        state = {name: crop(shared[name], value.shape).clone() for name, value in subnet.state_dict().items()}
-        for number, layers in enumerate(arch.stages):
-            for place, layer in enumerate(layers):
-                depthwise = cast(ElasticMBConv, cast(nn.ModuleList, self.stages[number])[place]).depthwise
+        for prefix, module in subnet.named_modules():
+            # Written past nn.Module's own attribute checks, which take longer than the copying.
+            for name, hollow in module._parameters.items():
+                if hollow is not None:
+                    module._parameters[name] = nn.Parameter(crop(shared[f"{prefix}.{name}"], hollow.shape).clone())
+            for name, hollow in module._buffers.items():
+                if hollow is not None:
+                    module._buffers[name] = crop(shared[f"{prefix}.{name}"], hollow.shape).clone()
+        for stage, modules, layers in zip(self.stages, subnet.stages, arch.stages, strict=True):
+            for elastic, module, layer in zip(cast(nn.ModuleList, stage), cast(nn.Sequential, modules), layers, strict=False):
+                depthwise = cast(ElasticMBConv, elastic).depthwise
                 if depthwise.transformed:
-                    name = f"stages.{number}.{place}.depthwise.conv.weight"
-                    state[name] = depthwise.weight(len(state[name]), 1, layer.kernel).detach().clone()
-        subnet.load_state_dict(state, assign=True)
+                    conv = cast(MBConv, module).depthwise.conv
+                    weight = depthwise.weight(len(conv.weight), 1, layer.kernel)
+                    conv.weight = nn.Parameter(weight.detach().clone())
         return subnet.eval()

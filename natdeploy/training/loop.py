@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -25,6 +25,8 @@ class TrainSettings(BaseModel):
         clip: largest norm of the gradient.
         average: decay of the exponential moving average of the weights, which is what is evaluated and exported.
         batch_size: images a step.
+        autocast: computes in bfloat16 where torch finds it safe; weights stay fp32. Worth it on GPUs and on processors with
+            bfloat16 units, slower on others (docs/benchmarks.md).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +38,7 @@ class TrainSettings(BaseModel):
     clip: float = 5.0
     average: float = 0.98
     batch_size: int = 32
+    autocast: bool = False
 
 
 class Trainer:
@@ -78,7 +81,7 @@ class Trainer:
         while self.step < stop:
             self.model.train()
             self._optimizer.zero_grad()
-            for loss in losses(self.step):
+            for loss in self._computed(losses(self.step)):
                 if not torch.isfinite(loss):
                     raise NatdeployError(
                         f"the loss is {loss.item()} at step {self.step}; start again with a lower learning rate "
@@ -90,6 +93,16 @@ class Trainer:
             self.step += 1
             self._update_average()
             after_step()
+
+    def _computed(self, losses: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The losses, each computed in the precision of the settings; what the caller does with it is not."""
+        waiting, kind = iter(losses), next(self.model.parameters()).device.type
+        while True:
+            with torch.autocast(kind, torch.bfloat16, enabled=self.settings.autocast):
+                loss = next(waiting, None)
+            if loss is None:
+                return
+            yield loss
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -133,6 +133,37 @@ def test_weight_decay_spares_scales_and_biases() -> None:
     torch.testing.assert_close(after["1.weight"], scale)
 
 
+def test_autocast_computes_in_bfloat16_and_keeps_weights_in_fp32() -> None:
+    model, seen = nn.Linear(4, 2), []
+
+    def losses(_: int) -> Iterator[Tensor]:
+        logits = model(torch.ones(3, 4))
+        seen.append(logits.dtype)
+        yield logits.float().square().sum()
+
+    Trainer(model, TrainSettings(autocast=True), 4).run(1, losses, lambda: None)
+    Trainer(model, TrainSettings(), 4).run(1, losses, lambda: None)
+    assert seen == [torch.bfloat16, torch.float32]
+    assert model.weight.dtype == torch.float32
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_supernet_learns_under_autocast() -> None:
+    settings = AdaptSettings(train=TrainSettings(batch_size=8, learning_rate=0.05, autocast=True), head_share=0.0)
+    trained = Adapter(Supernet(SPACE, 2), settings, total_steps=20, seed=3)
+    losses = []
+    run = trained._losses
+
+    def watched(step: int, lesson: Lesson) -> Iterator[Tensor]:
+        for loss in run(step, lesson):
+            losses.append(float(loss.detach()))
+            yield loss
+
+    trained._losses = watched  # type: ignore[method-assign]
+    trained.run(20, Lesson(TASK, [SEED_ARCH], sampler), lambda: None)
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:3])
+
+
 def test_shared_sgd_is_torchs_where_every_element_is_used() -> None:
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(4, 3, generator=generator)
