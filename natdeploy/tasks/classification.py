@@ -17,6 +17,9 @@ from natdeploy.tasks.task import SplitName
 
 LABEL_SMOOTHING = 0.1
 
+CACHE_BYTES = 2**28
+"""For resized images: a search asks for the same ones for every architecture of a resolution."""
+
 _ORDER, _VIEWS = 0, 1
 """Streams of chance: the order of an epoch, and the crops and colours of a step."""
 
@@ -43,6 +46,7 @@ class Classification:
         self._mean = torch.tensor(mean, dtype=torch.float32)
         self._std = torch.tensor(std, dtype=torch.float32)
         self._indices = {part.name: np.array(getattr(splits, part.name)) for part in fields(splits)}
+        self._resized: dict[tuple[SplitName, int, int, int], Tensor] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -73,8 +77,12 @@ class Classification:
         indices = self._indices[split]
         for start in range(0, len(indices), batch_size):
             index = torch.from_numpy(indices[start : start + batch_size])
-            images = self.pixels.images.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
-            yield normalise(resize(images, resolution), self._mean, self._std), self.pixels.labels[index]
+            key = (split, resolution, start, batch_size)
+            if (images := self._resized.get(key)) is None:
+                images = resize(self.pixels.images.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2), resolution)
+                if sum(map(torch.Tensor.numel, self._resized.values())) + images.numel() <= CACHE_BYTES:
+                    self._resized[key] = images
+            yield normalise(images, self._mean, self._std), self.pixels.labels[index]
 
     def loss(self, logits: Tensor, targets: Tensor, teacher: Tensor | None = None) -> Tensor:
         """Cross-entropy with label smoothing, plus, with a teacher's logits, cross-entropy against its probabilities.

@@ -209,6 +209,28 @@ def test_batches_are_resized_and_normalised_whole_images(flowers: Pixels) -> Non
     assert torch.equal(resize(flowers.images, 224), flowers.images)
 
 
+def test_resized_images_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(images: Tensor, resolution: int) -> Tensor:
+        calls.append(resolution)
+        return resize(images, resolution)
+
+    monkeypatch.setattr("natdeploy.tasks.classification.resize", counted)
+    task = plain(numbered(20))
+    first, second = (list(task.batches("validation", 4, 4)) for _ in range(2))
+    assert calls == [4] * len(first) and len(first) > 1
+    assert all(torch.equal(x, again) for (x, _), (again, _) in zip(first, second, strict=True))
+    first[0][0].zero_()  # what a user does to a batch stays with that batch
+    assert torch.equal(next(task.batches("validation", 4, 4))[0], second[0][0])
+    monkeypatch.setattr("natdeploy.tasks.classification.CACHE_BYTES", 4 * 3 * 6 * 6)
+    task = plain(numbered(20))
+    calls.clear()
+    for _ in range(2):
+        list(task.batches("validation", 6, 4))
+    assert len(calls) == 2 * len(first) - 1  # room for one batch of them
+
+
 # ---- loss and metric
 
 
