@@ -113,6 +113,23 @@ def test_random_architectures_of_the_real_supernet_extract(imagenet: Seed, scale
         assert float((supernet.extract(arch)(x) - supernet(x, arch)).abs().max()) <= 1e-5
 
 
+@pytest.mark.parametrize("name", ["proxyless-w0.25-r112_imagenet.pth", "proxyless-w0.3-r176_imagenet.pth"])
+@torch.no_grad()
+def test_real_seeds_of_mixed_kernels_and_expansions_grow_without_change(name: str, shared: Path, scaled: Tensor) -> None:
+    seed = read_seed(shared / "weights" / name)
+    same = Subnet(seed.space, seed.arch, seed.classes, norm_eps=seed.norm_eps).eval()
+    report = remap(seed, same)
+    assert (report.unmapped, report.unused, report.copied_layers) == ((), (), 0)
+    expected = same(scaled)
+    assert float(expected.std()) > 0.5
+    stages = seed.space.stages
+    largest = tuple((Layer(max(stage.kernels), max(stage.expansions)),) * stage.max_depth for stage in stages)
+    supernet = Supernet(seed.space, seed.classes, width=seed.arch.width, norm_eps=seed.norm_eps).eval()
+    remap(seed, supernet)
+    for arch in (seed.arch, replace(seed.arch, stages=largest)):
+        assert float((supernet(scaled, arch) - expected).abs().max()) <= 1e-4
+
+
 def test_channels_are_in_order_of_importance(imagenet: Seed) -> None:
     supernet = remapped(imagenet)
     state = supernet.state_dict()
