@@ -25,12 +25,12 @@ from natdeploy.logs import log_to
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.evaluate import BATCH
 from natdeploy.pipeline.search import CHECKPOINT, LOG, STATISTICS, read_config
-from natdeploy.pipeline.setting import stored_convention, stored_task
+from natdeploy.pipeline.setting import stored_convention, stored_space, stored_task
 from natdeploy.progress import Progress, Silent
 from natdeploy.report import PageData, Round, net_json, write_page
 from natdeploy.search import Choice, choose, parse_constraint
 from natdeploy.search.decide import RULES
-from natdeploy.space import Arch, get_space
+from natdeploy.space import Arch
 from natdeploy.store import NetRecord, RunStore
 from natdeploy.supernet import Subnet, restore
 
@@ -65,7 +65,7 @@ def load_subnet(store: RunStore, arch: Arch) -> Subnet:
     assert weights is not None and statistics is not None, "a finished run has both"
     supernet = restore(
         {name.removeprefix("average."): value for name, value in weights[0].items() if name.startswith("average.")},
-        get_space(read_config(store).space),
+        stored_space(read_config(store), store),
         width=arch.width,
         padding=stored_convention(store).padding,
         norm_eps=store.get("norm_eps"),

@@ -27,7 +27,7 @@ from natdeploy.pipeline.setting import Setting, prepare
 from natdeploy.progress import Progress, Silent
 from natdeploy.search import Archive, Distribution, RoundReport, show
 from natdeploy.search import search as nat_search
-from natdeploy.space import Arch
+from natdeploy.space import Arch, get_space, space_toml
 from natdeploy.store import Evaluation, NetRecord, RunStore
 from natdeploy.supernet import Supernet
 from natdeploy.training.adapt import Adapter, Lesson
@@ -121,6 +121,7 @@ def search(config: SearchConfig, progress: Progress | None = None) -> Path:
     predictor.save(config.out / PREDICTOR)
     facts = {
         **setting.facts(),
+        "space": space_toml(get_space(config.space)),
         "command": sys.argv,
         "version": __version__,
         "plan": dict(made.facts),

@@ -12,7 +12,7 @@ import torch
 from natdeploy.errors import DataError, UsageError, WeightsError
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.progress import Progress, Silent
-from natdeploy.space import Arch, Layer, SearchSpace, get_space
+from natdeploy.space import Arch, Layer, SearchSpace, get_space, space_toml
 from natdeploy.store import RunStore
 from natdeploy.supernet import InputConvention, Padding, RemapReport, Seed, Supernet, choose_input, read_seed, remap, supernet_of
 from natdeploy.tasks import Classification, Pixels, Splits, decode, scan_images, split
@@ -111,7 +111,8 @@ def prepare(config: SearchConfig, progress: Progress, store: RunStore | None = N
         raise UsageError(
             "a pretrained network is needed: give --seed-weights FILE (`natdeploy supernet info` shows what a file is)"
         )
-    seed, space = read_for(config.seed_weights, get_space(config.space))
+    asked = get_space(config.space) if store is None else stored_space(config, store)
+    seed, space = read_for(config.seed_weights, asked)
     if store is not None:
         if seed.sha256 != store.get("seed_sha256"):
             raise WeightsError(f"{config.seed_weights} is not the file this run began with; restore it or start a new run")
@@ -182,6 +183,18 @@ _Number = TypeVar("_Number", int, float)
 def _least(choices: Sequence[_Number], wanted: _Number) -> _Number:
     """The first of ascending choices that is no less, or the last."""
     return next((choice for choice in choices if choice >= wanted), choices[-1])
+
+
+def stored_space(config: SearchConfig, store: RunStore) -> SearchSpace:
+    """The space of a run, as it was asked for.
+
+    Raises:
+        UsageError: its file is another one by now.
+    """
+    space = get_space(config.space)
+    if space_toml(space) != store.get("space"):
+        raise UsageError(f"space {config.space} is not the one this run began with; restore it or start a new run")
+    return space
 
 
 def stored_convention(store: RunStore) -> InputConvention:

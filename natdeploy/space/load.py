@@ -64,14 +64,22 @@ def load_space(path: Path) -> SearchSpace:
 
 
 def space_toml(space: SearchSpace) -> str:
-    """The file that `load_space` reads as this space."""
+    """The file that `load_space` reads as this space; the same for equal spaces."""
     parts = [_toml(space), *(f"\n[[stages]]\n{_toml(stage)}" for stage in space.stages)]
     return "".join(parts)
 
 
 def _toml(data: SearchSpace | Stage) -> str:
     # Strings, numbers, booleans and lists of them are written the same in JSON and in TOML.
-    return "".join(f"{each.name} = {json.dumps(getattr(data, each.name))}\n" for each in fields(data) if each.name != "stages")
+    values = {each.name: _whole(getattr(data, each.name)) for each in fields(data) if each.name != "stages"}
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+
+
+def _whole(value: Any) -> Any:
+    """Whole numbers without a point, so that equal spaces have equal files."""
+    if isinstance(value, tuple):
+        return [_whole(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _build(kind: type[_Data], values: Mapping[str, Any], where: str, **ready: Any) -> _Data:

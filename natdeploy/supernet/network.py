@@ -130,7 +130,7 @@ class Supernet(nn.Module):
             for elastic, module, layer in zip(cast(nn.ModuleList, stage), cast(nn.Sequential, modules), layers, strict=False):
                 depthwise = cast(ElasticMBConv, elastic).depthwise
                 if depthwise.transformed:
-                    conv = cast(MBConv, module).depthwise.conv
+                    conv = cast(nn.Conv2d, cast(MBConv, module).depthwise.conv)
                     weight = depthwise.weight(len(conv.weight), 1, layer.kernel)
                     conv.weight = nn.Parameter(weight.detach().clone())
         return subnet.eval()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from natdeploy.errors import DamagedFileError, DataError, InfeasibleError, Usage
 from natdeploy.hardware.measure import QUICK
 from natdeploy.pipeline import SearchConfig
 from natdeploy.pipeline.evaluate import ranking_error
-from natdeploy.space import Arch, get_space
+from natdeploy.space import Arch, get_space, space_toml
 from natdeploy.space.catalog import plain_arch
 from natdeploy.store import Evaluation, RunStore
 from natdeploy.supernet import Subnet, write_seed
@@ -267,6 +268,24 @@ def test_another_seed_file_stops_a_resumed_run(finished: SearchConfig, tmp_path:
         store.set("config", {**store.config, "seed_weights": str(seed)})
         store.set("finished", False)
     with pytest.raises(WeightsError, match="not the file this run began with"):
+        pipeline.resume(copy)
+
+
+def test_a_changed_space_file_stops_a_resumed_run_and_an_export(finished: SearchConfig, tmp_path: Path) -> None:
+    copy, file = tmp_path / "copy", tmp_path / "own.toml"
+    shutil.copytree(finished.out, copy)
+    own = replace(get_space("demo"), name="own")
+    file.write_text(space_toml(own))
+    with RunStore.open(copy) as store:
+        store.set("config", {**store.config, "space": str(file)})
+        store.set("space", space_toml(own))
+    pipeline.export(copy, "knee")
+    file.write_text(space_toml(replace(own, resolutions=(16, 32))))
+    with pytest.raises(UsageError, match="not the one this run began with"):
+        pipeline.export(copy, "knee")
+    with RunStore.open(copy) as store:
+        store.set("finished", False)
+    with pytest.raises(UsageError, match="not the one this run began with"):
         pipeline.resume(copy)
 
 

@@ -101,7 +101,9 @@ any_space = st.builds(
 @given(any_space)
 @settings(deadline=None, max_examples=60)
 def test_any_space_comes_back_from_its_file(tmp_path_factory: pytest.TempPathFactory, space: SearchSpace) -> None:
-    assert load_space(written(tmp_path_factory.mktemp("space"), space_toml(space))) == space
+    back = load_space(written(tmp_path_factory.mktemp("space"), space_toml(space)))
+    assert back == space
+    assert space_toml(back) == space_toml(space)
 
 
 def test_the_example_of_the_docs_is_a_space() -> None:
