@@ -15,8 +15,8 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     layer sees the inputs it would see if all statistics before it were right. Means and biased variances of the batches are
     averaged in double precision, weighted by their images. Leaves the network in evaluation mode.
 
-    Takes an eighth longer than inference on the same images: normalising writes over its input, which pays for most of the pass
-    over it that the statistics take. Training mode, which leaves the input alone, takes a third longer.
+    Takes a sixth longer than inference on the same images: normalising writes over its input, which pays for much of the pass over
+    it that the statistics take. Training mode, which leaves the input alone, takes a third longer (docs/remap.md).
 
     Args:
         network: a `Subnet`, or any module whose BatchNorm2d layers alone use what they are given.
