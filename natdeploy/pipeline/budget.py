@@ -25,7 +25,7 @@ MIN_STEPS = 60
 ROUNDS, INITIAL, INFILL, PARENTS = 3, 32, 8, 12
 """Of a search without a budget in minutes."""
 
-WARMUP_SHARE, FINAL_SHARE = 0.3, 0.5
+WARMUP_SHARE, FINAL_SHARE = 0.2, 0.65
 """Of the training steps: before the first evaluation, and after the last round. The rounds share the others."""
 
 EVALUATION_SHARE = 0.15
