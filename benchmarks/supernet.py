@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -154,9 +153,9 @@ def compare(ways: Sequence[str], options: argparse.Namespace) -> list[Speed]:
 
 
 def peak_mb(way: str, options: argparse.Namespace) -> float:
-    """Memory of a process of its own that trains the largest architecture for two steps, above one that only imports, MB."""
+    """Memory that two training steps of the largest architecture add to a process of its own, MB."""
     step = stepper(make(way, options), options)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water_mb()
     if options.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     _, largest = archs_of(get_space("ofa_mbv3"), options)
@@ -164,7 +163,13 @@ def peak_mb(way: str, options: argparse.Namespace) -> float:
     step(largest)
     if options.device != "cpu":
         return torch.cuda.max_memory_allocated() / 1e6
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
+    return _high_water_mb() - before
+
+
+def _high_water_mb() -> float:
+    """Most memory this process has held; unlike getrusage's, the figure does not begin with that of the parent process."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1000
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +292,11 @@ class _Search:
             self.adapter.run(stop, lesson, after_step)
 
     def _tell(self, report: RoundReport) -> None:
-        best_error = min(1 - evaluation.accuracy for evaluation in self.store.evaluations(report.round))
+        # A replayed search finds evaluations in the store that are of later rounds.
+        before = (each["new"] for each in self.store.rounds() if each["round"] < report.round)
+        known = {*report.new, *chain.from_iterable(before)}
+        evaluations = [each for each in self.store.evaluations(report.round) if Arch.parse(each.arch).id in known]
+        best_error = min(1 - evaluation.accuracy for evaluation in evaluations)
         changed = {"new": list(report.new), "reference": list(report.reference), "best_error": best_error}
         self.store.add_round(asdict(report) | changed)
         surrogate = ""

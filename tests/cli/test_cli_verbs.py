@@ -144,6 +144,7 @@ def test_profile_says_how_well_it_predicts(monkeypatch: pytest.MonkeyPatch, tmp_
         "threads": 1,
         "budget_minutes": 4.0,
         "seed": 0,
+        "width": None,
     }
     assert "150 blocks and 34 nets measured in 3 min 20 s" in result.stdout
     assert "predicted on 20 unseen nets: within 5 % 80%, within 10 % 100%, mean error 3.1%" in result.stdout

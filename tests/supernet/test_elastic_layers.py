@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from natdeploy.space import Layer
+from natdeploy.space import Block, Layer
 from natdeploy.supernet.layers import ElasticConv, ElasticMBConv, Padding, _ReLU6, crop, pads
 
 
@@ -71,7 +71,7 @@ def test_elastic_convolution_is_the_sliced_convolution(padding: Padding) -> None
 
 
 def test_block_without_expansion_refuses_one() -> None:
-    block = ElasticMBConv(8, 8, 3, 1, expansion=1)
+    block = ElasticMBConv(Block("mbconv", 4, 8, 8, 8, 3, 1, residual=True))
     assert block.residual and block.expand is None
     assert block(torch.zeros(2, 8, 4, 4), Layer(3, 1)).shape == (2, 8, 4, 4)
     with pytest.raises(AssertionError, match="without an expansion"):
