@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import gc
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from natdeploy.space import Arch, Layer, SearchSpace
-from natdeploy.supernet.layers import NORM_EPS, ElasticConv, ElasticMBConv, Padding, activate, crop
-from natdeploy.supernet.subnet import MBConv, Subnet, hollow_block
+from natdeploy.space import Arch, Block, Layer, SearchSpace
+from natdeploy.supernet.layers import NORM_EPS, ElasticConv, ElasticMBConv, Padding, activate
+from natdeploy.supernet.subnet import MBConv, Subnet, cropped_block
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Modules are thousands of small dictionaries; made at once, they would set off Python's garbage collector again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Supernet(nn.Module):
@@ -116,16 +132,16 @@ class Supernet(nn.Module):
             UsageError: the architecture is not of this supernet's space and width.
         """
         self.space.validate(arch)
-        subnet = Subnet(self.space, arch, self.classes, self.padding, self.norm_eps, build=hollow_block)
-        shared = self.state_dict()
-        for prefix, module in subnet.named_modules():
-            # Written past nn.Module's own attribute checks, which take longer than the copying.
-            for name, hollow in module._parameters.items():
-                if hollow is not None:
-                    module._parameters[name] = nn.Parameter(crop(shared[f"{prefix}.{name}"], hollow.shape).clone())
-            for name, hollow in module._buffers.items():
-                if hollow is not None:
-                    module._buffers[name] = crop(shared[f"{prefix}.{name}"], hollow.shape).clone()
+        with _no_collection():
+            return self._extract(arch)
+
+    def _extract(self, arch: Arch) -> Subnet:
+        sources = self._modules_of(arch)
+
+        def build(block: Block, padding: Padding, norm_eps: float) -> nn.Module:
+            return cropped_block(block, padding, norm_eps, next(sources))
+
+        subnet = Subnet(self.space, arch, self.classes, self.padding, self.norm_eps, build=build)
         for stage, modules, layers in zip(self.stages, subnet.stages, arch.stages, strict=True):
             for elastic, module, layer in zip(cast(nn.ModuleList, stage), cast(nn.Sequential, modules), layers, strict=False):
                 depthwise = cast(ElasticMBConv, elastic).depthwise
@@ -134,3 +150,13 @@ class Supernet(nn.Module):
                     weight = depthwise.weight(len(conv.weight), 1, layer.kernel)
                     conv.weight = nn.Parameter(weight.detach().clone())
         return subnet.eval()
+
+    def _modules_of(self, arch: Arch) -> Iterator[nn.Module]:
+        """The modules that an architecture uses, in the order data flows."""
+        yield self.stem
+        for stage, layers in zip(self.stages, arch.stages, strict=True):
+            yield from islice(cast(nn.ModuleList, stage), len(layers))
+        yield self.head
+        if self.mix is not None:
+            yield self.mix
+        yield self.classifier

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from natdeploy.space import Arch, Block, SearchSpace
 from natdeploy.space.blocks import Activation
-from natdeploy.supernet.layers import NORM_EPS, Padding, pads
+from natdeploy.supernet.layers import NORM_EPS, Padding, crop, pads
 
 
 def build_block(block: Block, padding: Padding = "symmetric", norm_eps: float = NORM_EPS) -> nn.Module:
@@ -123,28 +123,36 @@ class MBConv(nn.Module):
 BlockBuilder = Callable[[Block, Padding, float], nn.Module]
 
 
-def hollow_block(block: Block, padding: Padding, norm_eps: float) -> nn.Module:
-    """As `build_block`, but its tensors have shapes only, to be replaced one by one.
+def cropped_block(block: Block, padding: Padding, norm_eps: float, source: nn.Module) -> nn.Module:
+    """As `build_block`, in evaluation mode, with copies of a larger module's weights; their parts are matched by name.
 
-    Most of the time of building a module goes into initial values and into torch's own bookkeeping of attributes. This copies a
-    module that was built once, which makes the extraction of a subnet several times faster.
+    Most of the time of building a module goes into initial values and into torch's own bookkeeping of attributes, so this copies a
+    module that was built once. That makes the extraction of a subnet several times faster.
     """
-    return _hollow_copy(_hollow(block, padding, norm_eps))
+    return _cropped(_hollow(block, padding, norm_eps), source)
 
 
 @lru_cache(maxsize=4096)
 def _hollow(block: Block, padding: Padding, norm_eps: float) -> nn.Module:
+    """A block whose tensors have shapes only."""
     with torch.device("meta"):
         return build_block(block, padding, norm_eps).eval()
 
 
-def _hollow_copy(module: nn.Module) -> nn.Module:
-    """A module of its own that shares nothing but its tensors; torch keeps a module's state in dictionaries, most of them empty."""
-    twin = module.__class__.__new__(module.__class__)
+def _cropped(hollow: nn.Module, source: nn.Module | None) -> nn.Module:
+    # torch keeps the state of a module in dictionaries, most of them empty; the twin gets its own.
+    twin = hollow.__class__.__new__(hollow.__class__)
     state = twin.__dict__
-    for name, value in module.__dict__.items():
+    for name, value in hollow.__dict__.items():
         state[name] = (value.copy() if value else type(value)()) if isinstance(value, dict) else value
-    state["_modules"] = {name: child and _hollow_copy(child) for name, child in module._modules.items()}
+    if source is not None:
+        for tensors, theirs in ((state["_parameters"], source._parameters), (state["_buffers"], source._buffers)):
+            for name, shaped in tensors.items():
+                if shaped is not None and (shared := theirs[name]) is not None:
+                    copy = crop(shared.detach(), shaped.shape).clone()
+                    tensors[name] = nn.Parameter(copy) if isinstance(shaped, nn.Parameter) else copy
+    parts = {} if source is None else source._modules
+    state["_modules"] = {name: child and _cropped(child, parts.get(name)) for name, child in hollow._modules.items()}
     return twin
 
 
