@@ -46,7 +46,7 @@ class Speed:
 
 
 class Ours:
-    """The supernet as `natdeploy search` trains it."""
+    """The supernet in the memory format in which `natdeploy search` trains it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         space = get_space("ofa_mbv3").restrict(widths=(options.width,), resolutions=(options.resolution,))
