@@ -2,7 +2,8 @@
 
 The reference is a checkout of once-for-all (github.com/mit-han-lab/once-for-all), which is not part of natdeploy; without
 `--reference` only ours is timed. It is run as it is, and once more with its weights and images in channels_last. A step is forward,
-backward and the update of SGD with Nesterov momentum.
+backward and the update of torch's SGD with Nesterov momentum on either side; what `natdeploy search` adds (SharedSGD, clipping,
+averaged weights) is not in it.
 
     python benchmarks/supernet.py --reference DIR --width 1.0 --classes 100 --batch 32 --resolution 128 --json supernet.json
 """
