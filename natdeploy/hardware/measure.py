@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from natdeploy.errors import DeviceError
-from natdeploy.hardware.device import RUNTIMES, Target
-from natdeploy.hardware.transports import Transport, connect
+from natdeploy.hardware.device import Target
+from natdeploy.hardware.runtimes import Runtime, get_runtime
+from natdeploy.hardware.transports import ProgramError, Transport, connect
 from natdeploy.progress import Progress
 from natdeploy.runtimes import runner
 
@@ -35,7 +36,7 @@ UNSTABLE = 0.03
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model file to be timed, and the shape of its one input, batch included."""
+    """A model file to be timed, and the shape of its one input, batch included. Several may share a file of dynamic size."""
 
     id: str
     model: Path
@@ -170,22 +171,25 @@ def measure(
         keep_going: report candidates that fail in the result instead of raising.
 
     Raises:
-        DeviceError: the device cannot be reached, the runner crashed, or (without keep_going) a model failed.
+        DeviceError: the device cannot be reached, the runner failed before its first model, or (without keep_going) a model
+            raised, crashed or hung.
     """
+    runtime = get_runtime(target.runtime)
     with connect(target.device) as transport:
-        for place, candidate in enumerate([reference, *candidates]):
-            transport.push(candidate.model, _remote(place, candidate))
-        runtime = Path(str(RUNTIMES[target.runtime].__file__))
-        transport.push(runtime, runtime.name)
+        names = _push_models(transport, runtime, [reference, *candidates])
+        code = Path(str(runtime.__file__))
+        transport.push(code, code.name)
         transport.push(Path(runner.__file__), "runner.py")
         plan = {
-            "runtime": runtime.name,
+            "runtime": code.name,
             "threads": target.threads,
+            "precision": target.precision,
+            "delegate": target.delegate,
             "seed": seed,
             "settings": asdict(settings),
-            "reference": _model(0, reference),
+            "reference": _model(reference, names),
         }
-        models = [_model(place, candidate) for place, candidate in enumerate(candidates, start=1)]
+        models = [_model(candidate, names) for candidate in candidates]
         records: dict[str, list[dict[str, Any]]] = {candidate.id: [] for candidate in candidates}
         failures: dict[str, str] = {}
         environment: Mapping[str, Any] = {}
@@ -198,12 +202,11 @@ def measure(
                     todo = [models[i] for i in order if models[i]["id"] not in failures]
                     try:
                         environment, found = _one_process(transport, plan | {"candidates": todo}, settings.silence_s, advance)
-                    except _HungError as hung:
-                        failures[hung.model] = f"no answer within {settings.silence_s:g} s"
+                    except _ModelError as broken:
+                        failures[broken.model] = str(broken)
+                        _raise_unless(keep_going, failures, target)
                 failures |= {record["id"]: record["error"] for record in found if "error" in record}
-                if failures and not keep_going:
-                    name, why = next(iter(failures.items()))
-                    raise DeviceError(f"{name} does not run on {target}: {why}")
+                _raise_unless(keep_going, failures, target)
                 for record in found:
                     records[record["id"]].append(record)
     good = {name: found for name, found in records.items() if name not in failures}
@@ -213,26 +216,40 @@ def measure(
     return MeasureResult(measurements, failures, reference_ms, environment)
 
 
-def _remote(place: int, candidate: Candidate) -> str:
-    return f"{place}{candidate.model.suffix}"
+def _raise_unless(keep_going: bool, failures: Mapping[str, str], target: Target) -> None:
+    if failures and not keep_going:
+        name, why = next(iter(failures.items()))
+        raise DeviceError(f"{name} does not run on {target}: {why}")
 
 
-def _model(place: int, candidate: Candidate) -> dict[str, Any]:
-    return {"id": candidate.id, "model": _remote(place, candidate), "shape": candidate.shape}
+def _push_models(transport: Transport, runtime: Runtime, candidates: Sequence[Candidate]) -> dict[Path, str]:
+    """Pushes every file once, whatever number of candidates share it; its name on the device by its path here."""
+    names: dict[Path, str] = {}
+    for candidate in candidates:
+        if candidate.model not in names:
+            names[candidate.model] = name = f"{len(names)}{candidate.model.suffix}"
+            transport.push(candidate.model, name)
+            for companion in runtime.companions(candidate.model):
+                transport.push(companion, Path(name).with_suffix(companion.suffix).name)
+    return names
 
 
-class _HungError(Exception):
-    """A model did not answer."""
+def _model(candidate: Candidate, names: Mapping[Path, str]) -> dict[str, Any]:
+    return {"id": candidate.id, "model": names[candidate.model], "shape": candidate.shape}
 
-    def __init__(self, model: str) -> None:
-        super().__init__(model)
+
+class _ModelError(Exception):
+    """A model hung, or took the whole process down with it."""
+
+    def __init__(self, model: str, why: str) -> None:
+        super().__init__(why)
         self.model = model
 
 
 def _one_process(
     transport: Transport, plan: Mapping[str, Any], silence_s: float, advance: Callable[[int], None]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Environment and records of a fresh process. Raises _HungError."""
+    """Environment and records of a fresh process. Raises _ModelError where one model is to blame."""
     running: str | None = None
 
     def listen(line: str) -> None:
@@ -251,7 +268,11 @@ def _one_process(
                 raise DeviceError(
                     f"the runner said nothing for {silence_s:g} s before its first model; is the device busy?"
                 ) from error
-            raise _HungError(running) from error
+            raise _ModelError(running, f"no answer within {silence_s:g} s") from error
+        except ProgramError as error:
+            if running is None:
+                raise
+            raise _ModelError(running, str(error)) from error
         transport.pull("result.jsonl", here / "result.jsonl")
         environment, *records = [json.loads(line) for line in (here / "result.jsonl").read_text().splitlines()]
     return environment, records

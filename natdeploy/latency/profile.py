@@ -19,8 +19,9 @@ import numpy as np
 
 from natdeploy._version import __version__
 from natdeploy.errors import DamagedFileError
-from natdeploy.hardware.device import RUNTIMES, Target
+from natdeploy.hardware.device import Target
 from natdeploy.hardware.measure import BLOCKS, SUBNETS, Candidate, MeasureResult, MeasureSettings, measure
+from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.latency.blocks import block_key, input_shape
 from natdeploy.latency.table import BlockRow, Provenance, Role, SubnetRow, Table, Timing
 from natdeploy.progress import Progress
@@ -194,7 +195,7 @@ def profile_table(
     ]
     steps = sum(settings.processes * (settings.slices + 1) * len(chunk) for settings, chunk in todo)
     with progress.task(f"measuring {space.name} on {target}", steps, "steps") as advance, tempfile.TemporaryDirectory() as folder:
-        suffix = RUNTIMES[target.runtime].SUFFIX
+        suffix = get_runtime(target.runtime).SUFFIX
         beside = Candidate("reference", Path(folder) / f"reference{suffix}", (1, 3, reference.resolution, reference.resolution))
         if todo:
             convert_net(reference, beside.model)
@@ -298,7 +299,7 @@ def _chunks(items: Sequence[_Item]) -> list[Sequence[_Item]]:
 
 def _signature(plan: Plan, target: Target) -> str:
     """Latencies with the same signature may stand in one table."""
-    runtime = RUNTIMES[target.runtime].version()
+    runtime = installed_version(get_runtime(target.runtime))
     return json.dumps(
         {"target": str(target), "runtime_version": runtime, "classes": plan.classes, "reference": str(plan.reference)}
     )

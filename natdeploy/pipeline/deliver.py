@@ -160,7 +160,7 @@ def benchmark(
     progress = progress or Silent()
     with RunStore.open(folder) as store, log_to(folder / LOG):
         config = read_config(store)
-        chosen = parse_target(target or config.target, config.threads)
+        chosen = parse_target(target or config.target, threads=config.threads)
         nets = [net for net in _finished(store) if net.files]
         if not any(net.role == "front" for net in nets):
             raise UsageError(f"nothing of {folder} is exported yet; run `natdeploy export {folder} --arch front` first")
@@ -258,7 +258,7 @@ def _finished(store: RunStore) -> tuple[NetRecord, ...]:
 
 
 def _target(config: SearchConfig) -> Target:
-    return parse_target(config.target, config.threads)
+    return parse_target(config.target, threads=config.threads)
 
 
 def _latency_limit_ms(config: SearchConfig) -> float:

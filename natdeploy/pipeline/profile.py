@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from platformdirs import user_data_path
 
-from natdeploy.hardware.device import RUNTIMES, Target, host_facts, parse_target
+from natdeploy.hardware.device import Target, host_facts, parse_target
+from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.latency.blocks import input_shape
 from natdeploy.latency.predictor import LatencyPredictor, Quality
 from natdeploy.latency.profile import JOURNAL, Plan, make_plan, profile_table
@@ -80,7 +81,7 @@ def find_table(tables: Path, target: Target, space: SearchSpace, progress: Progr
     if not (folder / f"{target.slug}.toml").is_file():
         return None
     table = read_table(folder, target.slug)
-    differences = table.provenance.mismatches(host_facts(), RUNTIMES[target.runtime].version())
+    differences = table.provenance.mismatches(host_facts(), installed_version(get_runtime(target.runtime)))
     if differences:
         progress.note(f"the table in {folder} is not used: {'; '.join(differences)}")
         return None
@@ -96,9 +97,9 @@ def measure_table(
         DeviceError: the target failed.
     """
     folder = table_folder(tables, target, space)
-    runtime = RUNTIMES[target.runtime]
+    runtime = get_runtime(target.runtime)
     # What is asked for is in the name, so a broken measurement of the same kind goes on, and another kind does not meet it.
-    workdir = folder / f".{target.slug}-{runtime.version()}-{classes}classes-{minutes:g}min-seed{seed}"
+    workdir = folder / f".{target.slug}-{installed_version(runtime)}-{classes}classes-{minutes:g}min-seed{seed}"
 
     def convert(block: Block, path: Path) -> None:
         runtime.convert(build_block(block), torch.zeros(input_shape(block)), path, dynamic_size=False)
@@ -157,7 +158,7 @@ def profile(
         UsageError: device, runtime or space is unknown.
         DeviceError: the device failed.
     """
-    target = parse_target(f"{device}/{runtime}", threads)
+    target = parse_target(f"{device}/{runtime}", threads=threads)
     named, folder = get_space(space), tables_folder(tables)
     chosen = named.restrict(widths=(width or named.widths[0],))
     start = time.perf_counter()

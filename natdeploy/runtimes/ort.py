@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 NAME = "onnxruntime"
 SUFFIX = ".onnx"
+REQUIREMENT = "onnxruntime"
+PRECISIONS: tuple[str, ...] = ("fp32",)
+DELEGATES: tuple[str, ...] = ("cpu",)
 PROVIDER = "CPUExecutionProvider"
 OPSET = 17
 """Read by every ONNX Runtime since 1.13, by OpenVINO and by TensorRT 8.6 and later."""
@@ -41,19 +44,29 @@ def version() -> str:
     return str(onnxruntime.__version__)
 
 
-def details() -> dict[str, str]:
-    """What else has to be known to compare numbers: the execution provider and the version."""
-    return {"runtime": NAME, "runtime_version": version(), "provider": PROVIDER}
+def details(precision: str, delegate: str) -> dict[str, str]:
+    """What else has to be known to compare numbers: version, execution provider and precision."""
+    return {"runtime": NAME, "runtime_version": version(), "provider": PROVIDER, "precision": precision}
 
 
-def convert(module: torch.nn.Module, example: torch.Tensor, path: Path, *, dynamic_size: bool) -> None:
+def convert(
+    module: torch.nn.Module,
+    example: torch.Tensor,
+    path: Path,
+    *,
+    precision: str = "fp32",
+    dynamic_size: bool,
+    calibration: Sequence[torch.Tensor] | None = None,
+) -> None:
     """Writes an ONNX file whose batch normalisation is folded into its convolutions. An existing file is replaced atomically.
 
     Args:
         module: takes and gives one tensor; exported in evaluation mode, left in the mode it was in.
         example: an input, (1, channels, height, width) or (1, features). The batch size stays 1.
         path: of the file to write.
+        precision: of the file.
         dynamic_size: height and width may differ from the example's.
+        calibration: inputs that quantisation learns its ranges from; the example alone by default.
     """
     import torch
 
@@ -80,8 +93,13 @@ def convert(module: torch.nn.Module, example: torch.Tensor, path: Path, *, dynam
         temporary.unlink(missing_ok=True)
 
 
-def load(path: str | Path, threads: int) -> Session:
-    """A session on the CPU with exactly that many threads, which sleep between runs instead of spinning."""
+def companions(path: Path) -> tuple[Path, ...]:
+    """None: an ONNX file holds its weights."""
+    return ()
+
+
+def load(path: str | Path, shape: Sequence[int], threads: int, precision: str, delegate: str) -> Session:
+    """A session for inputs of exactly that shape, with exactly that many threads, which sleep between runs instead of spinning."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -90,6 +108,10 @@ def load(path: str | Path, threads: int) -> Session:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3  # errors only
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if len(shape) == 4:
+        # The optimiser then knows every size, as in a file that was converted at this one.
+        options.add_free_dimension_override_by_name("height", shape[2])
+        options.add_free_dimension_override_by_name("width", shape[3])
     native = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
     return Session(native, tuple(each.name for each in native.get_inputs()))
 
@@ -103,3 +125,8 @@ def run(session: Session, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.nda
     """
     outputs: list[np.ndarray[Any, Any]] = session.native.run(None, dict(zip(session.inputs, inputs)))  # noqa: B905 (Python 3.8 has no `strict`)
     return outputs
+
+
+def placement(session: Session) -> list[tuple[str, str, int]]:
+    """Operator type, provider, and how many nodes of the optimised graph it has, sorted."""
+    raise NotImplementedError

@@ -71,7 +71,7 @@ def test_every_width_and_every_form_of_an_own_space_has_a_table_of_its_own(tmp_p
 
 def test_two_threads_are_another_target(result: pipeline.ProfileResult) -> None:
     tables = result.folder.parents[1]
-    assert find_table(tables, parse_target("host", 2), get_space("demo"), Silent()) is None
+    assert find_table(tables, parse_target("host", threads=2), get_space("demo"), Silent()) is None
 
 
 def test_unknown_device_runtime_and_space_are_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_agrees_with_torch_at_every_size(net: nn.Module, tmp_path: Path, size: i
     path = tmp_path / "net.onnx"
     ort.convert(net, torch.randn(1, 3, 24, 24), path, dynamic_size=True)
     x = torch.randn(1, 3, size, size)
-    (y,) = ort.run(ort.load(path, threads=1), [x.numpy()])
+    (y,) = ort.run(ort.load(path, x.shape, 1, "fp32", "cpu"), [x.numpy()])
     assert np.abs(y - net.eval()(x).detach().numpy()).max() < 1e-5
 
 
@@ -60,6 +60,6 @@ def test_failed_conversion_keeps_the_old_file(net: nn.Module, tmp_path: Path) ->
 
 
 def test_details_name_provider_and_version() -> None:
-    details = ort.details()
+    details = ort.details("fp32", "cpu")
     assert details["provider"] == "CPUExecutionProvider"
     assert details["runtime_version"] == ort.version()

@@ -16,8 +16,8 @@ from natdeploy.runtimes import ort, runner
 SLEEPER = """
 import time
 def version(): return "1"
-def details(): return {"runtime": "sleeper", "runtime_version": "1"}
-def load(path, threads): return float(open(path).read())
+def details(precision, delegate): return {"runtime": "sleeper", "runtime_version": "1"}
+def load(path, shape, threads, precision, delegate): return float(open(path).read())
 def run(session, inputs):
     if session < 0: raise ValueError("negative")
     end = time.perf_counter() + session
@@ -59,6 +59,8 @@ def test_runs_as_a_program_and_times_what_it_says(tmp_path: Path) -> None:
     plan = {
         "runtime": "sleeper.py",
         "threads": 1,
+        "precision": "fp32",
+        "delegate": "cpu",
         "seed": 0,
         "settings": settings,
         "reference": {"id": "reference", "model": "reference", "shape": [1, 2]},
