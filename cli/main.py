@@ -18,6 +18,7 @@ from .report import report
 from .resume import resume
 from .search import search
 from .supernet import supernet
+from .tables import tables
 from .terminal import write_error
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ def _natdeploy(
 for verb in (search, resume, export, benchmark, report, profile, doctor, demo):
     app.command()(verb)
 app.add_typer(supernet, name="supernet")
+app.add_typer(tables, name="tables")
 
 
 def main() -> None:

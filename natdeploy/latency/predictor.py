@@ -177,7 +177,7 @@ class LatencyPredictor:
         Raises:
             UsageError: the table holds too little.
         """
-        classes = table.provenance.classes
+        classes = table.provenance.classes or 0  # not known of imported tables, which have no networks
         nets = {role: [space.blocks(row.arch, classes) for row in table.subnets if row.role == role] for role in _ROLES}
         net_ms = {role: np.array([row.timing.latency_ms for row in table.subnets if row.role == role]) for role in _ROLES}
         if len(table.blocks) < FOLDS or len(nets["fit"]) < MIN_FIT or len(nets["test"]) < 2:

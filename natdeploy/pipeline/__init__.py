@@ -1,4 +1,4 @@
-"""The one place that knows all rooms: search, resume, profile, export, benchmark, report, demo, weights."""
+"""The one place that knows all rooms: search, resume, profile, export, benchmark, report, demo, weights, tables."""
 
 from natdeploy.pipeline.budget import Budget
 from natdeploy.pipeline.config import SearchConfig
@@ -7,6 +7,8 @@ from natdeploy.pipeline.demo import demo
 from natdeploy.pipeline.profile import ProfileResult, profile
 from natdeploy.pipeline.search import Plan, plan, resume, search
 from natdeploy.pipeline.supernet import ImportResult, WeightsInfo, supernet_import, supernet_info
+from natdeploy.pipeline.tables import TableDetails, TableLine, TableMerge, tables_diff, tables_list, tables_merge, tables_show
+from natdeploy.pipeline.tables_import import TableImport, tables_import
 
 __all__ = [
     "Budget",
@@ -15,6 +17,10 @@ __all__ = [
     "ProfileResult",
     "ReportResult",
     "SearchConfig",
+    "TableDetails",
+    "TableImport",
+    "TableLine",
+    "TableMerge",
     "WeightsInfo",
     "benchmark",
     "demo",
@@ -28,4 +34,9 @@ __all__ = [
     "search",
     "supernet_import",
     "supernet_info",
+    "tables_diff",
+    "tables_import",
+    "tables_list",
+    "tables_merge",
+    "tables_show",
 ]
