@@ -238,6 +238,8 @@ def write_table(folder: Path, slug: str, table: Table) -> None:
     ]
     values = table.provenance.model_copy(update={"format": FORMAT}).model_dump(exclude_none=True)
     values["origin"] = {name: value for name, value in values["origin"].items() if value}
+    if "quality" in values:  # correlations of a handful of nets may not exist
+        values["quality"] = {name: value for name, value in values["quality"].items() if math.isfinite(value)}
     if table.failures:
         values["failures"] = dict(sorted(table.failures.items()))
     write_atomic(folder / f"{slug}.csv", _csv_text(_BLOCK_COLUMNS, blocks))

@@ -241,6 +241,12 @@ def test_what_an_import_does_not_know_is_absent_and_named(tmp_path: Path) -> Non
     assert "processor was unknown, is x" in IMPORTED.mismatches({"cpu": "x", "cores": 2, "governor": None}, "1.0")
 
 
+def test_a_quality_that_does_not_exist_is_left_out(tmp_path: Path) -> None:
+    quality = {"within_5": 0.5, "spearman": float("nan")}
+    write_table(tmp_path, "t", Table((), (), PROVENANCE.model_copy(update={"quality": quality})))
+    assert read_table(tmp_path, "t").provenance.quality == {"within_5": 0.5}
+
+
 def test_a_space_has_its_blocks_at_any_size_and_for_any_classes() -> None:
     space = get_space("ofa_mbv3").restrict(widths=[1.2])
     known = SpaceBlocks(space)
