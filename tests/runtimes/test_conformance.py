@@ -104,7 +104,7 @@ class Files:
         if path not in self._made:
             module, example = _module(name)
             calibration = [torch.randn(example.shape) for _ in range(2)] if precision == "int8" else None
-            dynamic = name not in NETS and example.ndim == 4
+            dynamic = name not in NETS
             self.runtime.convert(module, example, path, precision=precision, dynamic_size=dynamic, calibration=calibration)
             self._made.add(path)
         return path

@@ -77,9 +77,13 @@ def test_quantised_file_computes_in_integers(net: nn.Module, tmp_path: Path, cap
     kinds = {kind: count for kind, _, count in ort.placement(session)}
     assert kinds["QLinearConv"] == 1
     assert "Conv" not in kinds
-    weights = {each.name: each for each in onnx.load(path).graph.initializer}
-    (scales,) = [each for name, each in weights.items() if name.endswith("weight_quantized_scale") or list(each.dims) == [8]][:1]
-    assert list(scales.dims) == [8]  # one a channel
+    graph = onnx.load(path).graph
+    constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    scales = {node.output[0]: constants[node.input[1]] for node in graph.node if node.op_type == "DequantizeLinear"}
+    (convolution,) = [node for node in graph.node if node.op_type == "Conv"]
+    assert scales[convolution.input[1]].shape == (8,)  # one a channel
+    zeros = [constants[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert {zero.dtype for zero in zeros} == {np.dtype(np.uint8)}
 
 
 def test_placement_leaves_nothing_behind(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +118,29 @@ def test_a_provider_that_does_not_start_is_an_error(net: nn.Module, tmp_path: Pa
         pytest.raises(RuntimeError, match="CUDAExecutionProvider cannot be used here, and ONNX Runtime took CPUExecutionProvider"),
     ):
         ort.load(path, (1, 3, 24, 24), 1, "fp32", "cuda")
+
+
+def test_size_is_fixed_when_loaded(net: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    ort.convert(net, torch.randn(1, 3, 24, 24), path, dynamic_size=True)
+    session = ort.load(path, (1, 3, 40, 48), 1, "fp32", "cpu")
+    assert session.native.get_inputs()[0].shape == [1, 3, 40, 48]
+
+
+def test_a_provider_that_fails_is_not_replaced_by_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tries = []
+
+    def fail(_session: object, providers: list[object], *_: object) -> None:
+        tries.append(providers)
+        raise RuntimeError("no device")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail)
+    with pytest.raises(RuntimeError, match="no device"):
+        ort.load(tmp_path / "net.onnx", (1, 3, 24, 24), 1, "fp32", "cpu")
+    assert len(tries) == 1
+    assert capfd.readouterr() == ("", "")
 
 
 def test_quantised_files_are_for_cpus(tmp_path: Path) -> None:
