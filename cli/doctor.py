@@ -104,7 +104,7 @@ def doctor(*, as_json: Json = False, verbose: Verbose = False, quiet: Quiet = Fa
         libraries = [examine(library) for library in LIBRARIES]
         runtimes = examine_runtimes()
         machine = examine_machine()
-    broken = any(finding.broken for finding in (*libraries, *runtimes))
+    broken = any(library.broken for library in libraries) or any(runtime.broken for runtime in runtimes)
     if as_json:
         write_json(
             {
