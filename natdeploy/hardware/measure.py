@@ -27,6 +27,9 @@ from natdeploy.runtimes import runner
 RUNS_NEEDED = {50: 11, 90: 64, 95: 130, 99: 662}
 """Fewest runs from which a percentile says anything: MLPerf Inference's early-stopping rule at confidence 0.99."""
 
+HARNESS = runner.HARNESS
+"""What times where a device has Python. Numbers of different harnesses are never ranked together."""
+
 _QUIET = 5
 """Percentile of slices that stands for the machine at rest: low enough to be at rest, high enough not to be luck."""
 
@@ -71,8 +74,8 @@ class MeasureSettings:
 NETS = MeasureSettings(warmup_s=1.0, warmup_runs=50, min_s=1.0, min_runs=64, reference_s=0.5, slices=20)
 """For a number that leaves the product: 192 runs and more, enough for p50, p90 and p95."""
 
-SUBNETS = MeasureSettings(warmup_s=0.05, warmup_runs=3, min_s=0.2, min_runs=24, reference_s=0.1, slices=12)
-"""For whole nets of a latency table."""
+SUBNETS = MeasureSettings(warmup_s=0.05, warmup_runs=3, min_s=0.2, min_runs=16, reference_s=0.1, slices=8, processes=4)
+"""For whole nets of a latency table. Another process says more than more runs in the same one."""
 
 BLOCKS = MeasureSettings(warmup_s=0.03, warmup_runs=5, min_s=0.1, min_runs=24, reference_s=0.06, slices=8)
 """For blocks of a latency table, of which there are many."""
@@ -100,6 +103,7 @@ class Measurement:
         load_ms: median time to load, over processes.
         first_ms: median time of the first run.
         unstable: the processes' wall medians differ by more than 3 %.
+        spread: by how much the processes' `relative` differ, 0.1 is 10 %: what noise the summary could not take out.
         samples_ms: wall time of every run, one list a process.
     """
 
@@ -114,6 +118,7 @@ class Measurement:
     load_ms: float
     first_ms: float
     unstable: bool
+    spread: float
     samples_ms: tuple[tuple[float, ...], ...]
 
 
@@ -282,8 +287,10 @@ def _summary(name: str, records: Sequence[Mapping[str, Any]], reference_ms: floa
     samples = tuple(tuple(ms for part in record["slices"] for ms in part["wall_ms"]) for record in records)
     pooled = [ms for process in samples for ms in process]
     medians = tuple(runner.median(list(process)) for process in samples)
-    slices = [(_undisturbed(part), part["reference_ms"]) for record in records for part in record["slices"]]
-    relative = median([runner.median(times) / beside for times, beside in slices])
+    slices = [[(_undisturbed(part), part["reference_ms"]) for part in record["slices"]] for record in records]
+    ratios = [[runner.median(times) / beside for times, beside in process] for process in slices]
+    relative = median([ratio for process in ratios for ratio in process])
+    in_process = [median(process) for process in ratios]
     return Measurement(
         id=name,
         p50_ms=runner.median(pooled),
@@ -292,10 +299,11 @@ def _summary(name: str, records: Sequence[Mapping[str, Any]], reference_ms: floa
         process_p50_ms=medians,
         relative=relative,
         latency_ms=relative * reference_ms,
-        floor_ms=_rank([min(times) for times, _ in slices], _QUIET),
+        floor_ms=_rank([min(times) for process in slices for times, _ in process], _QUIET),
         load_ms=median([record["load_ms"] for record in records]),
         first_ms=median([record["first_ms"] for record in records]),
         unstable=max(medians) > (1 + UNSTABLE) * min(medians),
+        spread=max(in_process) / min(in_process) - 1,
         samples_ms=samples,
     )
 

@@ -143,12 +143,14 @@ class NetworkModel:
         call_ms: once a network.
         boosted: a block's columns are multiplied by the block model's ratio first.
         spread: half width of the interval, as a log-ratio.
+        error: mean absolute log-ratio to networks that were held out of the fit by cross-validation.
     """
 
     weights: Floats
     call_ms: float
     boosted: bool
     spread: float
+    error: float
 
     def shares(self, blocks: Sequence[Block], model: BlockModel) -> Floats:
         """What each block adds to a network, ms, (blocks,)."""
@@ -195,6 +197,11 @@ class LatencyPredictor:
         source = f"{p.space} on {p.device}/{p.runtime}-{p.precision}-{p.threads}t, {p.runtime} {p.runtime_version}, {p.utc}"
         return cls(block_model, network_model, ranges, _judge(predicted, net_ms["test"], network_model.spread), source)
 
+    @property
+    def error(self) -> float:
+        """Mean relative error of networks held out of the fit by cross-validation: known before any is set apart to judge by."""
+        return self._network.error
+
     def predict_blocks(self, blocks: Sequence[Block]) -> Floats:
         """Latency of blocks that run alone, ms, (blocks,). Their sum is not a network's latency."""
         return self._blocks.predict(blocks)
@@ -225,6 +232,7 @@ class LatencyPredictor:
             call_ms=self._network.call_ms,
             boosted=self._network.boosted,
             spread=self._network.spread,
+            error=self._network.error,
             ranges=self._ranges,
             quality=asdict(self.quality),
         )
@@ -260,12 +268,12 @@ class LatencyPredictor:
             ) from error
         except (ValueError, KeyError, TypeError, xgboost.core.XGBoostError) as error:
             raise DamagedFileError(f"{path} is damaged; fit the predictor again from its table") from error
-        network = NetworkModel(network_weights, state.call_ms, state.boosted, state.spread)
+        network = NetworkModel(network_weights, state.call_ms, state.boosted, state.spread, state.error)
         return cls(BlockModel(state.parts, block_weights, booster), network, state.ranges, quality, state.source)
 
 
 _ROLES: tuple[Role, ...] = ("fit", "test")
-_FORMAT: Literal["natdeploy latency predictor 2"] = "natdeploy latency predictor 2"
+_FORMAT: Literal["natdeploy latency predictor 3"] = "natdeploy latency predictor 3"
 
 _Range = tuple[int, int]
 
@@ -316,7 +324,7 @@ class _State(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    format: Literal["natdeploy latency predictor 2"]
+    format: Literal["natdeploy latency predictor 3"]
     source: str
     parts: Parts
     block_weights: tuple[float, ...]
@@ -325,6 +333,7 @@ class _State(BaseModel):
     call_ms: float
     boosted: bool
     spread: float
+    error: float
     ranges: _Ranges
     quality: dict[str, float]
 
@@ -364,7 +373,7 @@ def _fit_network(
     # Split conformal: with n residuals the ceil((n + 1) c)-th smallest covers a new one with probability c.
     residuals = np.sort(np.abs(np.log(out_of_fold / net_ms)))
     spread = float(residuals[min(len(nets), int(np.ceil((len(nets) + 1) * COVERAGE))) - 1])
-    return NetworkModel(costs[:size], float(costs[-1]), boosted, spread)
+    return NetworkModel(costs[:size], float(costs[-1]), boosted, spread, float(residuals.mean()))
 
 
 def _rows(blocks: Sequence[Block], nets: Sequence[Sequence[Block]], model: BlockModel, boosted: bool) -> tuple[Floats, Floats]:

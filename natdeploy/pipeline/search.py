@@ -185,7 +185,7 @@ def _predictor(config: SearchConfig, setting: Setting, target: Target, progress:
     table = find_table(folder, target, setting.space, progress)
     if table is None:
         progress.note(f"no latency table of {target} for this space yet; measuring one, about {DEFAULT_MINUTES:g} min")
-        table = measure_table(
+        table, _ = measure_table(
             folder, target, setting.space, classes=len(setting.classes), minutes=DEFAULT_MINUTES, seed=0, progress=progress
         )
     return LatencyPredictor.fit(table, setting.space)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from importlib import resources
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +18,7 @@ from natdeploy.hardware.runtimes import RUNTIMES, installed_version
 from natdeploy.latency.blocks import block_key
 from natdeploy.latency.compare import TOLERANCE, TableDiff, diff_tables, merge_tables
 from natdeploy.latency.table import Table, read_table, strangers, write_table
-from natdeploy.pipeline.profile import tables_folder
+from natdeploy.pipeline.profile import SHIPPED, tables_folder
 from natdeploy.space import SearchSpace
 from natdeploy.space.blocks import KINDS
 from natdeploy.space.catalog import SPACES
@@ -236,7 +235,7 @@ def tables_diff(first: str, second: str, tables: Path | None = None) -> tuple[Ta
 
 def _places(tables: Path | None) -> Iterator[Place]:
     """The user's tables, then those that ship, each by name."""
-    for root, shipped in ((tables_folder(tables), False), (Path(str(resources.files("natdeploy.latency_tables"))), True)):
+    for root, shipped in ((tables_folder(tables), False), (SHIPPED, True)):
         for path in sorted(root.glob("*/*/*.toml")):
             if not any(part.startswith(".") for part in path.relative_to(root).parts):
                 yield Place(path.parent, path.stem, shipped)

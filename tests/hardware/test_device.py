@@ -39,7 +39,7 @@ def test_device_file_by_path(tmp_path: Path) -> None:
     [
         ("toaster", "known are host"),
         ("host/tensorflow", "no runtime 'tensorflow'"),
-        ("host/onnxruntime-int8-1t", "computes in fp32, not in int8"),
+        ("host/onnxruntime-bf16-1t", "not in bf16"),
         ("host/onnxruntime/x", "expected DEVICE"),
         ("nowhere/pi.toml", "no device file"),
     ],

@@ -14,8 +14,8 @@ import xgboost
 
 from natdeploy.errors import DamagedFileError, UsageError
 from natdeploy.latency.blocks import Floats, Parts, boundary, cold, parts_of, work, work_names
+from natdeploy.latency.plan import make_plan, space_blocks
 from natdeploy.latency.predictor import BlockModel, LatencyPredictor, quality_text
-from natdeploy.latency.profile import make_plan, space_blocks
 from natdeploy.latency.table import BlockRow, Provenance, SubnetRow, Table, Timing
 from natdeploy.space import Block, get_space
 from natdeploy.space.space import squeeze_channels
@@ -42,7 +42,7 @@ def timing(latency_ms: float) -> Timing:
 
 
 def invented_table(noise: float) -> Table:
-    plan = make_plan(SPACE, CLASSES, blocks=90, fit=24, test=30, seed=0)
+    plan = make_plan(SPACE, CLASSES, blocks=90, least=90, fit=24, test=30, seed=0)
     rng = np.random.default_rng(0)
 
     def noisy(latency_ms: float) -> Timing:
