@@ -87,7 +87,7 @@ def convert(
     """
     import torch
 
-    axes = {INPUT: {2: "height", 3: "width"}} if dynamic_size else None
+    axes = {INPUT: {2: "height", 3: "width"}} if dynamic_size and example.dim() == 4 else None
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with warnings.catch_warnings():
