@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from natdeploy.errors import DeviceError, UsageError
-from natdeploy.runtimes import ort, ov, trt
+from natdeploy.runtimes import ort, ov, tflite, trt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +63,7 @@ class Runtime(Protocol):
         """Operator type, where or how it runs, and how often it occurs; sorted."""
 
 
-RUNTIMES: Mapping[str, Runtime] = {module.NAME: module for module in (ort, ov, trt)}
+RUNTIMES: Mapping[str, Runtime] = {module.NAME: module for module in (ort, ov, tflite, trt)}
 
 
 def get_runtime(name: str) -> Runtime:
