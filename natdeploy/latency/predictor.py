@@ -195,7 +195,7 @@ class LatencyPredictor:
         predicted = np.array([network_model.call_ms + network_model.shares(net, block_model).sum() for net in nets["test"]])
         p = table.provenance
         source = f"{p.space} on {p.device}/{p.runtime}-{p.precision}-{p.threads}t, {p.runtime} {p.runtime_version}, {p.utc}"
-        return cls(block_model, network_model, ranges, _judge(predicted, net_ms["test"], network_model.spread), source)
+        return cls(block_model, network_model, ranges, judge(predicted, net_ms["test"], network_model.spread), source)
 
     @property
     def error(self) -> float:
@@ -431,7 +431,8 @@ def _log_error(predicted: Floats, measured: Floats) -> float:
     return float(np.abs(np.log(predicted / measured)).mean())
 
 
-def _judge(predicted: Floats, measured: Floats, spread: float) -> Quality:
+def judge(predicted: Floats, measured: Floats, spread: float) -> Quality:
+    """Quality of predictions (n,) of what was measured (n,); `spread` is the half width of the interval, as a log-ratio."""
     error = np.abs(predicted / measured - 1)
     return Quality(
         n=len(error),
