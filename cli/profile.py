@@ -31,6 +31,12 @@ def profile(
         float | None,
         typer.Option(metavar="TIME", parser=minutes, help="Of measuring, at most, such as 10min or 90s.", show_default="6min"),
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="TARGET", help="Start from the table of another target; a few nets tell the difference."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the choice of blocks and nets.")] = 0,
     tables: Tables = None,
     as_json: Json = False,
@@ -47,6 +53,7 @@ def profile(
     \b
     Example:
       natdeploy profile --device host --runtime onnxruntime
+      natdeploy profile --runtime tflite --from host/onnxruntime
       natdeploy profile --runtime openvino --precision bf16 --space ofa_mbv3 --budget 10min
     """
     with session(as_json=as_json, verbose=verbose, quiet=quiet, no_progress=no_progress) as progress:
@@ -62,6 +69,7 @@ def profile(
             precision=precision,
             threads=threads,
             budget_minutes=budget,
+            source=source,
             seed=seed,
             progress=progress,
         )

@@ -1,6 +1,7 @@
 """Latency tables: what was measured of a space on a target, with everything needed to judge and repeat it.
 
-Three files a table: `<slug>.csv` (blocks), `<slug>.subnets.csv` (whole networks) and `<slug>.toml` (provenance, and what failed).
+Three files a table: `<slug>.csv` (blocks), `<slug>.subnets.csv` (whole networks) and `<slug>.toml` (provenance, and what failed);
+a fourth, `<slug>.prior.csv`, where blocks of another target stand in for those not measured.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class Provenance(BaseModel):
     """Where a table comes from. Of an imported table, what is not known is None; a measured one knows all but what a system hides.
 
     Attributes:
+        prior: target, runtime version and time of the table whose blocks are this one's prior.
         reference_drift: by how much the reference's latency changed while the table was measured, 0.1 is 10 %.
         quality: of the predictor that was fitted when the table was measured (latency.predictor.Quality).
     """
@@ -128,6 +130,7 @@ class Provenance(BaseModel):
     temperature_c: float | None = None
     waiting_counted: bool | None = None
     measured_s: float | None = None
+    prior: str | None = None
     origin: Origin = Origin()
     block_settings: dict[str, float] | None = None
     subnet_settings: dict[str, float] | None = None
@@ -157,7 +160,7 @@ class Provenance(BaseModel):
         )
 
 
-_MAY_LACK = frozenset({"delegate", "reference_drift", "memory_mb", "governor", "temperature_c", "quality"})
+_MAY_LACK = frozenset({"delegate", "prior", "reference_drift", "memory_mb", "governor", "temperature_c", "quality"})
 """What even a measured table may not know: some systems hide it, and a predictor is fitted later."""
 
 
@@ -167,12 +170,20 @@ class Table:
 
     Attributes:
         failures: reason by block key or architecture, of everything that was tried and gave no latency.
+        prior: blocks of another target (`provenance.prior`), from which a predictor takes what was not measured here.
     """
 
     blocks: tuple[BlockRow, ...]
     subnets: tuple[SubnetRow, ...]
     provenance: Provenance
     failures: Mapping[str, str] = field(default_factory=dict)
+    prior: tuple[BlockRow, ...] = ()
+
+    def with_prior(self, other: Table) -> Table:
+        """This table, with the blocks of another target as prior."""
+        p = other.provenance
+        source = f"{p.device}/{p.runtime}-{p.precision}-{p.threads}t, {p.runtime_version}, {p.utc}"
+        return replace(self, prior=other.blocks, provenance=self.provenance.model_copy(update={"prior": source}))
 
 
 def pool(timings: Sequence[Timing]) -> Timing:
@@ -231,7 +242,6 @@ def strangers(table: Table, space: SearchSpace) -> tuple[str, ...]:
 
 def write_table(folder: Path, slug: str, table: Table) -> None:
     """Writes the three files, rows in a stable order, each file replaced atomically; the provenance last."""
-    blocks = [(block_key(row.block), *_timing_cells(row.timing)) for row in sorted(table.blocks, key=lambda row: row.block)]
     subnets = [
         (str(row.arch), row.role, *_timing_cells(row.timing))
         for row in sorted(table.subnets, key=lambda row: (row.role, row.arch.resolution, str(row.arch)))
@@ -242,7 +252,11 @@ def write_table(folder: Path, slug: str, table: Table) -> None:
         values["quality"] = {name: value for name, value in values["quality"].items() if math.isfinite(value)}
     if table.failures:
         values["failures"] = dict(sorted(table.failures.items()))
-    write_atomic(folder / f"{slug}.csv", _csv_text(_BLOCK_COLUMNS, blocks))
+    write_atomic(folder / f"{slug}.csv", _csv_text(_BLOCK_COLUMNS, _block_cells(table.blocks)))
+    if table.prior:
+        write_atomic(folder / f"{slug}.prior.csv", _csv_text(_BLOCK_COLUMNS, _block_cells(table.prior)))
+    else:
+        (folder / f"{slug}.prior.csv").unlink(missing_ok=True)
     write_atomic(folder / f"{slug}.subnets.csv", _csv_text(_SUBNET_COLUMNS, subnets))
     write_atomic(folder / f"{slug}.toml", "".join(f"{line}\n" for line in _toml_lines(values)).encode())
 
@@ -255,7 +269,8 @@ def read_table(folder: Path, slug: str) -> Table:
     """
     path = folder / f"{slug}.toml"
     provenance, failures = _read_provenance(path)
-    blocks = _read_rows(folder / f"{slug}.csv", _BLOCK_COLUMNS, lambda cells: BlockRow(parse_block(cells["block"]), _timing(cells)))
+    blocks = _read_blocks(folder / f"{slug}.csv")
+    prior = _read_blocks(folder / f"{slug}.prior.csv") if provenance.prior else ()
     subnets = _read_rows(
         folder / f"{slug}.subnets.csv",
         _SUBNET_COLUMNS,
@@ -263,7 +278,15 @@ def read_table(folder: Path, slug: str) -> Table:
     )
     for name in failures.keys() & {*(block_key(row.block) for row in blocks), *(str(row.arch) for row in subnets)}:
         raise DamagedFileError(f"{path}: failures: {name} has a row as well; {_REMEDY}")
-    return Table(blocks, subnets, provenance, failures)
+    return Table(blocks, subnets, provenance, failures, prior)
+
+
+def _block_cells(rows: Sequence[BlockRow]) -> list[tuple[str, ...]]:
+    return [(block_key(row.block), *_timing_cells(row.timing)) for row in sorted(rows, key=lambda row: row.block)]
+
+
+def _read_blocks(path: Path) -> tuple[BlockRow, ...]:
+    return _read_rows(path, _BLOCK_COLUMNS, lambda cells: BlockRow(parse_block(cells["block"]), _timing(cells)))
 
 
 def _timing_cells(timing: Timing) -> tuple[str, ...]:

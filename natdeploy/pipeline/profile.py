@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from platformdirs import user_data_path
 
+from natdeploy.errors import UsageError
 from natdeploy.hardware.device import Target, host_facts, parse_target
 from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.latency.blocks import input_shape
@@ -107,9 +108,27 @@ def find_table(tables: Path, target: Target, space: SearchSpace, progress: Progr
 
 
 def measure_table(
-    tables: Path, target: Target, space: SearchSpace, *, classes: int, minutes: float, seed: int, progress: Progress
-) -> tuple[Table, Journal]:
+    tables: Path,
+    target: Target,
+    space: SearchSpace,
+    *,
+    classes: int,
+    minutes: float,
+    seed: int,
+    progress: Progress,
+    prior: Table | None = None,
+) -> tuple[Table, Journal, LatencyPredictor]:
     """Measures a table and stores it. Interrupted, or asked again with more minutes, it goes on where it was.
+
+    Args:
+        tables: folder of tables.
+        target: where.
+        space: of one width.
+        classes: outputs of the whole networks.
+        minutes: of measuring, at most.
+        seed: of what is left to chance.
+        progress: is told about the work.
+        prior: of another target of the space; networks alone are then measured first, and blocks only if those do not suffice.
 
     Raises:
         DeviceError: the target failed.
@@ -126,17 +145,34 @@ def measure_table(
         runtime.convert(module, torch.zeros(shape), path, precision=target.precision, dynamic_size=isinstance(what, Block))
 
     plan = _plan(space, classes, seed)
+    if prior is not None:
+        plan = replace(plan, least=0)
     # What cannot stand in one table is in the name: measured again with another version, the old samples stay beside the new.
-    journal = folder / f"{target.slug}.{installed_version(runtime)}-{classes}classes.measurements.jsonl"
+    path = folder / f"{target.slug}.{installed_version(runtime)}-{classes}classes.measurements.jsonl"
+
+    def complete(table: Table) -> Table:
+        return table if prior is None else table.with_prior(prior)
 
     def good_enough(table: Table) -> bool:
-        return LatencyPredictor.fit(table, space).error <= GOAL
+        return LatencyPredictor.fit(complete(table), space).error <= GOAL
 
-    table, kept = profile_table(plan, convert, target, journal, budget_s=60 * minutes, good_enough=good_enough, progress=progress)
-    quality = LatencyPredictor.fit(table, space).quality
-    table = replace(table, provenance=table.provenance.model_copy(update={"quality": asdict(quality)}))
+    table, journal = profile_table(plan, convert, target, path, budget_s=60 * minutes, good_enough=good_enough, progress=progress)
+    table = complete(table)
+    predictor = LatencyPredictor.fit(table, space)
+    assert predictor.quality is not None
+    table = replace(table, provenance=table.provenance.model_copy(update={"quality": asdict(predictor.quality)}))
     write_table(folder, target.slug, table)
-    return table, kept
+    return table, journal, predictor
+
+
+def _prior(tables: Path, source: str, space: SearchSpace, precision: str | None, threads: int | None) -> Table:
+    """The table of another target, whatever machine it is of."""
+    target = parse_target(source) if "-" in source else parse_target(source, precision=precision, threads=threads)
+    for root in (tables, SHIPPED):
+        folder = table_folder(root, target, space)
+        if (folder / f"{target.slug}.toml").is_file():
+            return read_table(folder, target.slug)
+    raise UsageError(f"there is no table of {target} and {space.name}; `natdeploy tables list` says which there are")
 
 
 def _plan(space: SearchSpace, classes: int, seed: int) -> Plan:
@@ -157,6 +193,7 @@ def profile(
     precision: str | None = None,
     threads: int | None = None,
     budget_minutes: float | None = None,
+    source: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ProfileResult:
@@ -172,6 +209,8 @@ def profile(
         precision: that numbers are computed in; the runtime's first by default.
         threads: of the runtime; the device's by default.
         budget_minutes: of measuring, at most; it ends earlier when more rows would not help.
+        source: target of whose table of this space blocks are taken over, such as `host/onnxruntime`: how this target differs,
+            a few networks tell, and few blocks or none have to be measured.
         seed: of the choice of blocks and networks.
         progress: is told about the work.
 
@@ -182,7 +221,8 @@ def profile(
     target = parse_target(f"{device}/{runtime}", precision=precision, threads=threads)
     named, folder = get_space(space), tables_folder(tables)
     chosen = named.restrict(widths=(width or named.widths[0],))
-    table, journal = measure_table(
+    prior = None if source is None else _prior(folder, source, chosen, precision, threads)
+    table, journal, predictor = measure_table(
         folder,
         target,
         chosen,
@@ -190,13 +230,15 @@ def profile(
         minutes=budget_minutes or DEFAULT_MINUTES,
         seed=seed,
         progress=progress or Silent(),
+        prior=prior,
     )
+    assert predictor.quality is not None  # a measured table has networks to judge by
     return ProfileResult(
         folder=table_folder(folder, target, chosen),
         slug=target.slug,
         rows=len(table.blocks),
         subnets=len(table.subnets),
-        quality=LatencyPredictor.fit(table, chosen).quality,
+        quality=predictor.quality,
         failures=dict(table.failures),
         measuring_s=journal.measuring_s,
         converting_s=journal.converting_s,
