@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +30,7 @@ from natdeploy.space import Arch, Block, get_space
 from natdeploy.supernet.subnet import Subnet, build_block
 
 DEMO = get_space("demo")
+BRIEF = replace(QUICK, processes=1)
 
 
 @pytest.fixture
@@ -69,8 +75,8 @@ def measure(
         budget_s=budget_s,
         good_enough=good_enough,
         progress=Silent(),
-        block_settings=QUICK,
-        subnet_settings=QUICK,
+        block_settings=BRIEF,
+        subnet_settings=BRIEF,
     )
 
 
@@ -96,7 +102,7 @@ def test_interrupted_measuring_goes_on_where_it_was(
     assert not {str(arch) for arch in (*plan.fit, *plan.test)} & set(second.written[1:])
     assert [row.block for row in table.blocks] == list(plan.blocks)
     assert {row.arch for row in table.subnets if row.role == "test"} == set(plan.test)
-    assert all(row.timing.latency_ms > 0 and row.timing.n >= 16 for row in (*table.blocks, *table.subnets))
+    assert all(row.timing.latency_ms > 0 and row.timing.n >= 8 for row in (*table.blocks, *table.subnets))
     assert table.provenance.reference_ms > 0
     third = Converter()
     assert measure(plan, path, third)[0] == table
@@ -187,3 +193,33 @@ def test_a_device_that_changed_meanwhile_is_refused(plan: Plan, tmp_path: Path, 
     path.write_text("\n".join([first, *map(json.dumps, chunks)]) + "\n")
     with pytest.raises(DeviceError, match="governor was another when this table was begun"):
         measure(plan, path, Converter())
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {folder!r})
+import test_profile
+from natdeploy.latency import profile
+profile.CHUNK = 2
+plan = test_profile.make_plan(test_profile.DEMO, 4, blocks=6, least=2, fit=2, test=2, seed=0)
+test_profile.measure(plan, test_profile.Path({path!r}), test_profile.Converter())
+"""
+
+
+def test_a_killed_process_loses_one_chunk_at_most(plan: Plan, tmp_path: Path, calm: None) -> None:
+    path = tmp_path / "journal.jsonl"
+    code = KILLED.format(folder=str(Path(__file__).parent), path=str(path))
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    try:
+        while not path.exists() or path.read_text().count("\n") < 2:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    kept = [row["id"] for line in path.read_text().splitlines()[1:] if line.endswith("}") for row in json.loads(line)["rows"]]
+    assert len(kept) >= 2
+    convert = Converter()
+    table, _ = measure(plan, path, convert)
+    assert not set(kept) & set(convert.written[1:])
+    assert (len(table.blocks), len(table.subnets)) == (len(plan.blocks), 4)
