@@ -58,7 +58,7 @@ class MeasureSettings:
         reference_s: time of the reference beside each model.
         slices: parts the timing is cut into, each between two parts of the reference's.
         processes: fresh ones.
-        silence_s: a model that takes longer hangs.
+        silence_s: a model that takes longer to load or to run hangs; building an engine takes minutes.
     """
 
     warmup_s: float
@@ -68,7 +68,7 @@ class MeasureSettings:
     reference_s: float
     slices: int
     processes: int = 3
-    silence_s: float = 120.0
+    silence_s: float = 300.0
 
 
 NETS = MeasureSettings(warmup_s=1.0, warmup_runs=50, min_s=1.0, min_runs=64, reference_s=0.5, slices=20)

@@ -34,6 +34,8 @@ FIT_SUBNETS, TEST_SUBNETS = 30, 20
 LEAST_BLOCKS, MOST_BLOCKS = 60, 300
 GOAL = 0.02
 """Mean relative error of held-out networks at which measuring ends: 98 % and more of unseen ones then come within 5 %."""
+PATIENCE = 2
+"""So many further chunks of blocks must have brought a twentieth of the error, or the noise of the machine is what is left of it."""
 CLASSIFIERS = (10, 100, 1000)
 """Class counts whose classifiers every table holds, so that one table serves data sets of any number of classes."""
 
@@ -153,8 +155,12 @@ def measure_table(
     def complete(table: Table) -> Table:
         return table if prior is None else table.with_prior(prior)
 
+    errors: list[float] = []
+
     def good_enough(table: Table) -> bool:
-        return LatencyPredictor.fit(complete(table), space).error <= GOAL
+        errors.append(LatencyPredictor.fit(complete(table), space).error)
+        settled = len(errors) > PATIENCE and errors[-1] > 0.95 * errors[-1 - PATIENCE]
+        return errors[-1] <= GOAL or settled
 
     table, journal = profile_table(plan, convert, target, path, budget_s=60 * minutes, good_enough=good_enough, progress=progress)
     table = complete(table)
