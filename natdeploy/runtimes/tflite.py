@@ -219,11 +219,12 @@ class _Graph:
         if kind == "ZeroPad2d":
             left, right, top, bottom = called.padding
             return self._padded(node.name, x, (top, bottom), (left, right))
-        if kind == "AdaptiveAvgPool2d" and called.output_size in {1, (1, 1)}:
+        sides = called.output_size if kind == "AdaptiveAvgPool2d" else node.args[1:]
+        if kind in {"AdaptiveAvgPool2d", "adaptive_avg_pool2d"} and sides in (1, (1,), (1, 1), ((1, 1),)):
             axes = self._constant(f"{node.name}/axes", [1, 2])
             return self._made_by("MEAN", node.name, [x, axes], (1, 1, 1, x.shape[3]), keepDims=True)
         first = called.start_dim if kind == "Flatten" else node.args[1:]
-        if kind in {"Flatten", "flatten"} and first in {1, (1,)} and maker and maker.name == "MEAN":
+        if kind in {"Flatten", "flatten"} and first in (1, (1,)) and maker and maker.name == "MEAN":
             maker.options["keepDims"] = False
             x.shape = (1, x.shape[3])
             return x

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from natdeploy.runtimes import ort, runner
+from natdeploy.runtimes import ort, ov, runner, tflite
 
 SLEEPER = """
 import time
@@ -25,7 +25,7 @@ def run(session, inputs):
 """
 
 
-@pytest.mark.parametrize("file", [runner.__file__, ort.__file__])
+@pytest.mark.parametrize("file", [each.__file__ for each in (runner, ort, ov, tflite)])
 def test_files_that_travel_are_python_3_8_and_import_nothing_of_natdeploy(file: str | None) -> None:
     assert file is not None
     tree = ast.parse(Path(file).read_text(), feature_version=(3, 8))
