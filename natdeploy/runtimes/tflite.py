@@ -157,8 +157,12 @@ def _write(module: torch.nn.Module, example: torch.Tensor, dynamic_size: bool) -
         raise _UnknownError(str(error)) from error
     graph = _Graph()
     made: dict[Any, _Tensor] = {}
-    for node in traced.graph.nodes:
-        if node.op == "placeholder":
+    for node in list(traced.graph.nodes):
+        called = traced.get_submodule(node.target) if node.op == "call_module" else node.target
+        if type(called) in (torch.nn.Identity, torch.nn.Dropout):
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+        elif node.op == "placeholder":
             made[node] = graph.add_input(tuple(example.shape))
         elif node.op == "output":
             if not isinstance(node.args[0], torch.fx.Node):
@@ -167,7 +171,6 @@ def _write(module: torch.nn.Module, example: torch.Tensor, dynamic_size: bool) -
         elif not node.all_input_nodes:
             raise _UnknownError("a constant")
         else:
-            called = traced.get_submodule(node.target) if node.op == "call_module" else node.target
             made[node] = graph.add_layer(node, called, [made[each] for each in node.all_input_nodes])
     return graph.pack(dynamic_size)
 
@@ -191,9 +194,9 @@ class _Graph:
 
     def add_layer(self, node: torch.fx.Node, called: Any, inputs: list[_Tensor]) -> _Tensor:
         """What a node of a traced module makes of its inputs, which it has in the order of its arguments."""
-        kind = called if isinstance(called, str) else getattr(called, "__name__", type(called).__name__)
         import numpy as np
 
+        kind = called if isinstance(called, str) else getattr(called, "__name__", type(called).__name__)
         x, *others = inputs
         # What only this node reads may be changed where it is made.
         maker = x.maker if all(len(each.users) == 1 for each in node.all_input_nodes) else None
@@ -212,8 +215,6 @@ class _Graph:
             return self._made_by("HARD_SWISH", node.name, [x], x.shape)
         if kind in {"Hardsigmoid", "hardsigmoid"} and plain:
             return self._hard_sigmoid(node.name, x, maker)
-        if kind in {"Dropout", "Identity"}:
-            return x
         if kind in {"add", "iadd", "mul", "imul"} and plain and others and len(x.shape) == len(others[0].shape):
             return self._made_by(kind.lstrip("i").upper(), node.name, inputs, np.broadcast_shapes(x.shape, others[0].shape))
         if kind == "ZeroPad2d":
