@@ -35,7 +35,7 @@ LEAST_BLOCKS, MOST_BLOCKS = 60, 300
 GOAL = 0.02
 """Mean relative error of held-out networks at which measuring ends: 98 % and more of unseen ones then come within 5 %."""
 PATIENCE = 2
-"""So many further chunks of blocks must have brought a twentieth of the error, or the noise of the machine is what is left of it."""
+"""So many more chunks of blocks must have brought a twentieth of the error; else what is left of it is the machine's noise."""
 CLASSIFIERS = (10, 100, 1000)
 """Class counts whose classifiers every table holds, so that one table serves data sets of any number of classes."""
 
