@@ -56,10 +56,10 @@ def main() -> None:
     )
     table = read_table(result.folder, result.slug)
     predictor = LatencyPredictor.fit(table, space)
-    roles = [row.role for row in table.subnets]
+    fit, test = (sum(row.role == role for row in table.subnets) for role in ("fit", "test"))
     print(
-        f"{target}, {space.name}: {result.rows} blocks, {roles.count('fit')} nets to learn from and {roles.count('test')} to judge by, "
-        f"measured in {result.measuring_s / 60:.1f} min, converted in {result.converting_s / 60:.1f} min; "
+        f"{target}, {space.name}: {result.rows} blocks, {fit} nets to learn from and {test} to judge by, measured in "
+        f"{result.measuring_s / 60:.1f} min, converted in {result.converting_s / 60:.1f} min; "
         f"the reference drifted by {result.drift:.0%}"
     )
     print(f"its own nets to judge by: {quality_text(result.quality)}", flush=True)
