@@ -33,9 +33,7 @@ def profile(
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(
-            "--from", metavar="TARGET", help="Start from the table of another target; a few nets tell the difference."
-        ),
+        typer.Option("--from", metavar="TARGET", help="Start from the table of another target; a few nets tell the difference."),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the choice of blocks and nets.")] = 0,
     tables: Tables = None,
