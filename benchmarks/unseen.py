@@ -1,6 +1,6 @@
 """Profiles a target, then measures whole networks it has never seen and compares.
 
-    python benchmarks/unseen.py --target host/openvino --space ofa_mbv3 [--nets 100] [--twice 100] [--budget 10] [--tables DIR] [--out FILE]
+    python benchmarks/unseen.py --target host/openvino --space ofa_mbv3 [--nets 100] [--twice 100] [--budget 10] [--tables DIR]
 
 The networks are measured twice, independently: the first time is the truth, the second stands in for a prediction and shows how
 well a perfect predictor could do here (the noise ceiling); --twice says how many of them. Both are cut into groups, and each
@@ -66,7 +66,9 @@ def main() -> None:
     print(f"its own nets to judge by: {quality_text(result.quality)}", flush=True)
     classes = table.provenance.classes or 0
     archs = unseen(space, options.nets, {row.arch for row in table.subnets})
-    first, second, reference = measured(space, archs, options.twice, classes, options.target, options.out)
+    first, second, reference = measured(
+        space, archs, twice=options.twice, classes=classes, target_text=options.target, out=options.out
+    )
     predicted = predictor.predict(space, archs, classes)
     truth = first * (table.provenance.reference_ms or 1.0)
     spread = float(np.log(predicted.high_ms[0] / predicted.latency_ms[0]))
@@ -84,7 +86,7 @@ def unseen(space: SearchSpace, n: int, seen: set[Arch]) -> list[Arch]:
 
 
 def measured(
-    space: SearchSpace, archs: list[Arch], twice: int, classes: int, target_text: str, out: Path | None
+    space: SearchSpace, archs: list[Arch], *, twice: int, classes: int, target_text: str, out: Path | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Latency of all in units of the reference's, that of the first `twice` once more, and the reference's own in ms."""
     target = parse_target(target_text)
