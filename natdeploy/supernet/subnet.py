@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import cast
 
@@ -129,10 +130,11 @@ def cropped_block(block: Block, padding: Padding, norm_eps: float, source: nn.Mo
     Most of the time of building a module goes into initial values and into torch's own bookkeeping of attributes, so this copies a
     module that was built once. That makes the extraction of a subnet several times faster.
     """
-    return _cropped(_hollow(block, padding, norm_eps), source)
+    # Of the size, padding sees only whether it is even; so a block is kept once for all resolutions (40 KB each).
+    return _cropped(_hollow(replace(block, size=2 - block.size % 2), padding, norm_eps), source)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def _hollow(block: Block, padding: Padding, norm_eps: float) -> nn.Module:
     """A block whose tensors have shapes only."""
     with torch.device("meta"):
