@@ -13,6 +13,7 @@ from .benchmark import benchmark
 from .demo import demo
 from .doctor import doctor
 from .export import export
+from .predict import predict
 from .profile import profile
 from .report import report
 from .resume import resume
@@ -45,7 +46,7 @@ def _natdeploy(
     """
 
 
-for verb in (search, resume, export, benchmark, report, profile, doctor, demo):
+for verb in (search, resume, export, benchmark, report, profile, predict, doctor, demo):
     app.command()(verb)
 app.add_typer(supernet, name="supernet")
 app.add_typer(tables, name="tables")

@@ -1,9 +1,10 @@
-"""The one place that knows all rooms: search, resume, profile, export, benchmark, report, demo, weights, tables."""
+"""The one place that knows all rooms: search, resume, profile, predict, export, benchmark, report, demo, weights, tables."""
 
 from natdeploy.pipeline.budget import Budget
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.deliver import ReportResult, benchmark, export, load_subnet, nets, report
 from natdeploy.pipeline.demo import demo
+from natdeploy.pipeline.predict import PredictedLatency, predict
 from natdeploy.pipeline.profile import ProfileResult, profile
 from natdeploy.pipeline.search import Plan, plan, resume, search
 from natdeploy.pipeline.supernet import ImportResult, WeightsInfo, supernet_import, supernet_info
@@ -14,6 +15,7 @@ __all__ = [
     "Budget",
     "ImportResult",
     "Plan",
+    "PredictedLatency",
     "ProfileResult",
     "ReportResult",
     "SearchConfig",
@@ -28,6 +30,7 @@ __all__ = [
     "load_subnet",
     "nets",
     "plan",
+    "predict",
     "profile",
     "report",
     "resume",

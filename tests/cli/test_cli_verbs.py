@@ -163,6 +163,19 @@ def test_profile_says_how_well_it_predicts(monkeypatch: pytest.MonkeyPatch, tmp_
     assert (as_json["rows"], as_json["quality"]["within_10"], as_json["folder"]) == (150, 1.0, str(tmp_path))
 
 
+def test_predict_shows_intervals_and_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    quality = Quality(n=20, within_5=0.95, within_10=1.0, mape=0.02, spearman=0.99, kendall=0.95, coverage=0.9)
+    one = pipeline.PredictedLatency("r64-w1-k3e1", "abc", 1.5, 1.4, 1.6, known=True, macs=10_000_000)
+    monkeypatch.setattr(pipeline, "predict", lambda *_, **__: ([one, replace(one, known=False)], quality))
+    result = run("predict", "r64-w1-k3e1", "r64-w1-k3e1")
+    first, second, last = result.stdout.splitlines()
+    assert first == "1.500 ms (1.400 to 1.600)  10.0M MACs  r64-w1-k3e1"
+    assert second == f"{first}  outside of what was measured: a guess"
+    assert "within 5 % for 95%" in last
+    as_json = json.loads(run("predict", "r64-w1-k3e1", "--json").stdout)
+    assert [each["known"] for each in as_json["predictions"]] == [True, False]
+
+
 @pytest.mark.parametrize("text", ["soon", "0min", "-3min", "5 weeks"])
 def test_a_budget_that_is_no_time_is_refused(text: str) -> None:
     result = run("profile", "--budget", text)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from natdeploy.latency.blocks import input_shape, parse_block
-from natdeploy.runtimes import tflite
+from natdeploy.runtimes import tflite, tflite_writer
 from natdeploy.supernet import build_block
 
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="pip install ai-edge-litert", exc_type=ImportError)
@@ -93,7 +93,7 @@ PLAIN = {
 @pytest.mark.parametrize("name", PLAIN)
 def test_writes_what_torch_computes(name: str, tmp_path: Path) -> None:
     module, shape = PLAIN[name]
-    content = tflite._write(_settled(module), torch.randn(shape), True)
+    content = tflite_writer.write(_settled(module), torch.randn(shape), True)
     for delegate in tflite.DELEGATES:
         assert _difference(content, module, torch.randn(shape), tmp_path, delegate) < 1e-5
 
@@ -109,7 +109,7 @@ def test_every_convolution_is_placed_and_padded_as_in_torch(tmp_path_factory: py
     norm = data.draw(st.booleans())
     layers = [nn.Conv2d(4, out_channels, kernel, stride, padding, groups=groups, bias=not norm)]
     module = _settled(nn.Sequential(*layers, *([nn.BatchNorm2d(out_channels)] if norm else []), nn.ReLU6()))
-    content = tflite._write(module, torch.randn(1, 4, *size), True)
+    content = tflite_writer.write(module, torch.randn(1, 4, *size), True)
     folder = tmp_path_factory.mktemp("convolution")
     x, wider = torch.randn(1, 4, *size), torch.randn(1, 4, size[0] + 1, size[1] + 4)
     assert _difference(content, module, x, folder) < 1e-5
@@ -149,8 +149,8 @@ def test_unlike_ranks_shared_convolutions_and_the_like_are_not_written() -> None
     ]
     names = ("normalised and used raw", "unlike ranks", "twice the same", "a number", "a scaled sum", "several outputs", "by size")
     for module in [*layers, *map(Function, (*names, "flattened image"))]:
-        with pytest.raises(tflite._UnknownError):
-            tflite._write(module.eval(), torch.randn(1, 4, 6, 4), False)
+        with pytest.raises(tflite_writer.UnknownModuleError):
+            tflite_writer.write(module.eval(), torch.randn(1, 4, 6, 4), False)
 
 
 def test_writes_the_operators_that_litert_torch_makes(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_writes_the_operators_that_litert_torch_makes(tmp_path: Path) -> None:
     middle, head = parse_block("mbconv-8x6-m12-o8-k5-s2-se4-hswish"), parse_block("head-4x8-m8-o16-k1-s1")
     module = _settled(nn.Sequential(build_block(middle), build_block(head), nn.Linear(16, 5)))
     x = torch.randn(input_shape(middle))
-    ours, theirs = (make(module, x, False) for make in (tflite._write, tflite._translate))
+    ours, theirs = (make(module, x, False) for make in (tflite_writer.write, tflite._translate))
     assert _operators(ours) == _operators(theirs)
     assert _difference(ours, module, x, tmp_path) < 1e-5
     assert _difference(theirs, module, x, tmp_path) < 1e-5
@@ -192,12 +192,12 @@ def test_old_runtimes_read_it(block: tuple[nn.Module, Tensor], tmp_path: Path) -
         tflite.convert(*block, path, precision=precision, dynamic_size=True)
         model = _model(path.read_bytes())
         assert {code.version for code in model.operatorCodes} == {1}
-    assert all(code.deprecatedBuiltinCode == code.builtinCode for code in _model(tflite._write(*block, True)).operatorCodes)
+    assert all(code.deprecatedBuiltinCode == code.builtinCode for code in _model(tflite_writer.write(*block, True)).operatorCodes)
 
 
 def test_buffers_are_aligned_and_the_height_is_open(block: tuple[nn.Module, Tensor]) -> None:
     for dynamic_size, signature in ((True, [1, 8, -1, -1]), (False, None)):
-        content = tflite._write(*block, dynamic_size)
+        content = tflite_writer.write(*block, dynamic_size)
         model = schema.Model.GetRootAs(content, 0)
         starts = [model.Buffers(i)._tab for i in range(1, model.BuffersLength())]
         assert starts and all(each.Vector(each.Offset(4)) % 16 == 0 for each in starts)
@@ -226,7 +226,7 @@ def test_int8_is_quantised_by_channel_and_said_to_nobody(
 
 def test_placement_tells_delegates_apart(block: tuple[nn.Module, Tensor], tmp_path: Path) -> None:
     module, x = block
-    (tmp_path / "block.tflite").write_bytes(tflite._write(module, x, True))
+    (tmp_path / "block.tflite").write_bytes(tflite_writer.write(module, x, True))
     for delegate, where in (("xnnpack", "xnnpack"), ("reference", "builtin")):
         placement = tflite.placement(tflite.load(tmp_path / "block.tflite", (1, 8, 40, 40), 1, "fp32", delegate))
         assert {each[1] for each in placement} == {where}
