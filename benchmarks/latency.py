@@ -22,46 +22,22 @@ import numpy as np
 import numpy.typing as npt
 import xgboost
 from public_tables import SOURCES, Bar, PublicTable, read_public
-from scipy.stats import kendalltau, spearmanr
 from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from natdeploy.files import write_atomic
 from natdeploy.latency.blocks import amounts, parts_of
+from natdeploy.latency.predictor import Quality, judge
 from natdeploy.latency.regression import Regression, count_parts
 
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
-
-@dataclass(frozen=True)
-class Score:
-    """Of predictions on unseen rows; `covered` is the fraction within the interval that is meant to hold 0.9."""
-
-    within_5: float
-    within_10: float
-    kendall: float
-    spearman: float
-    mape: float
-    covered: float
-    seconds: float
+OURS = "ours"
 
 
 Fit = Callable[[Rows, Rows], tuple[Floats, float]]
-"""Rows to learn from and rows to predict -> their latency, and half the width of the interval as a log-ratio (NaN: none)."""
-
-
-def score(measured: Floats, predicted: Floats, spread: float, seconds: float) -> Score:
-    error = np.abs(predicted / measured - 1)
-    return Score(
-        within_5=float((error <= 0.05).mean()),
-        within_10=float((error <= 0.10).mean()),
-        kendall=float(kendalltau(predicted, measured)[0]),
-        spearman=float(spearmanr(predicted, measured)[0]),
-        mape=float(error.mean()),
-        covered=float((np.abs(np.log(predicted / measured)) <= spread).mean()) if np.isfinite(spread) else float("nan"),
-        seconds=seconds,
-    )
+"""Rows to learn from and rows to predict -> their latency, and half the width of the interval as a log-ratio (0: none)."""
 
 
 def ways(table: PublicTable, latency_ms: Floats) -> dict[str, Fit]:
@@ -79,15 +55,15 @@ def ways(table: PublicTable, latency_ms: Floats) -> dict[str, Fit]:
     def boosted(train: Rows, test: Rows) -> tuple[Floats, float]:
         model = xgboost.XGBRegressor(n_estimators=600, max_depth=4, learning_rate=0.05, n_jobs=1, random_state=0)
         model.fit(by_stage[train], np.log(latency_ms[train]))
-        return np.exp(model.predict(by_stage[test]).astype(np.float64)), float("nan")
+        return np.exp(model.predict(by_stage[test]).astype(np.float64)), 0.0
 
     def ridge(train: Rows, test: Rows) -> tuple[Floats, float]:
         scaler = StandardScaler().fit(by_stage[train])
         model = RidgeCV(np.logspace(-4, 4, 17))
         model.fit(scaler.transform(by_stage[train]), latency_ms[train], sample_weight=latency_ms[train] ** -2.0)
-        return np.maximum(model.predict(scaler.transform(by_stage[test])), 1e-6), float("nan")
+        return np.maximum(model.predict(scaler.transform(by_stage[test])), 1e-6), 0.0
 
-    return {"ours": ours, "XGBoost": boosted, "ridge": ridge}
+    return {OURS: ours, "XGBoost": boosted, "ridge": ridge}
 
 
 def features(table: PublicTable) -> Floats:
@@ -100,43 +76,44 @@ def features(table: PublicTable) -> Floats:
     return np.hstack([table.genomes, choices, stages.reshape(len(stages), -1), stages.sum(axis=1)])
 
 
-def compare(table: PublicTable, target: str, train: int, seeds: range) -> dict[str, list[Score]]:
-    """Scores of every way, one a seed."""
+@dataclass(frozen=True)
+class Trial:
+    """What one division of the rows gave."""
+
+    quality: Quality
+    cpu_s: float
+
+
+def compare(table: PublicTable, target: str, train: int, seeds: range) -> dict[str, list[Trial]]:
+    """Trials of every way, one a seed."""
     latency_ms = table.latency_ms[target]
     fits = ways(table, latency_ms)
     usable = np.flatnonzero(np.isfinite(latency_ms))
-    found: dict[str, list[Score]] = {name: [] for name in fits}
+    found: dict[str, list[Trial]] = {name: [] for name in fits}
     for seed in seeds:
         order = np.random.default_rng(seed).permutation(usable)
         for name, fit in fits.items():
             start = time.process_time()
             predicted, spread = fit(order[:train], order[train:])
-            found[name].append(score(latency_ms[order[train:]], predicted, spread, time.process_time() - start))
+            found[name].append(Trial(judge(predicted, latency_ms[order[train:]], spread), time.process_time() - start))
     return found
-
-
-def mean(scores: list[Score]) -> Score:
-    return Score(*(float(np.mean([getattr(each, field.name) for each in scores])) for field in fields(Score)))
-
-
-def reached(bar: Bar, score: Score) -> bool:
-    return score.within_5 >= bar.within_5 and score.within_10 >= bar.within_10 and score.kendall >= bar.kendall
 
 
 ROW = "{:17} {:8} {:>4}  {:18} {:>5} {:>7} {:>8} {:>6} {:>5} {:>5}  {:11} {:8} {}"
 HEAD = ("target", "way", "N", "within 5 %", "10 %", "Kendall", "Spearman", "MAPE", "cov.", "CPU s", "bar", "", "best before")
 
 
-def show(target: str, train: int, found: dict[str, list[Score]], bar: Bar | None, before: str) -> None:
-    for name, scores in found.items():
-        m = mean(scores)
-        low, high = (100 * f(each.within_5 for each in scores) for f in (min, max))
-        within = f"{100 * m.within_5:.1f} ({low:.1f}-{high:.1f})"
-        cells = [target, name, train, within, *(f"{100 * m.within_10:.1f}", f"{m.kendall:.4f}", f"{m.spearman:.4f}")]
-        cells += [f"{100 * m.mape:.2f}", "" if np.isnan(m.covered) else f"{100 * m.covered:.0f}", f"{m.seconds:.1f}"]
-        if name == "ours" and bar:
-            cells += [f"{100 * bar.within_5:g}/{100 * bar.within_10:g}/{bar.kendall:g}", "reached" if reached(bar, m) else "MISSED"]
-        print(ROW.format(*cells, *[""] * (12 - len(cells)), before if name == "ours" else ""), flush=True)
+def show(target: str, train: int, found: dict[str, list[Trial]], bar: Bar | None, before: str) -> None:
+    for name, trials in found.items():
+        m = {each.name: np.mean([getattr(trial.quality, each.name) for trial in trials]) for each in fields(Quality)}
+        low, high = (100 * f(trial.quality.within_5 for trial in trials) for f in (min, max))
+        cells = [target, name, train, f"{100 * m['within_5']:.1f} ({low:.1f}-{high:.1f})", f"{100 * m['within_10']:.1f}"]
+        cells += [f"{m['kendall']:.4f}", f"{m['spearman']:.4f}", f"{100 * m['mape']:.2f}"]
+        cells += [f"{100 * m['coverage']:.0f}" if name == OURS else "", f"{np.mean([trial.cpu_s for trial in trials]):.1f}"]
+        if name == OURS and bar:
+            reached = m["within_5"] >= bar.within_5 and m["within_10"] >= bar.within_10 and m["kendall"] >= bar.kendall
+            cells += [f"{100 * bar.within_5:g}/{100 * bar.within_10:g}/{bar.kendall:g}", "reached" if reached else "MISSED"]
+        print(ROW.format(*cells, *[""] * (12 - len(cells)), before if name == OURS else ""), flush=True)
 
 
 def main() -> None:
@@ -157,7 +134,7 @@ def main() -> None:
     for target in options.targets or table.latency_ms:
         found = compare(table, target, train, range(options.seeds))
         show(target, train, found, source.bars.get(target), source.before.get(target, ""))
-        result[target] = {name: [asdict(each) for each in scores] for name, scores in found.items()}
+        result[target] = {name: [asdict(each) for each in trials] for name, trials in found.items()}
     if options.out:
         write_atomic(options.out, json.dumps({"table": options.table, "train": train, "targets": result}, indent=1).encode())
 

@@ -43,9 +43,9 @@ _LENGTH = 2.0
 """Length scale in units of the root of the number of amounts, whose logarithms have unit variance: 1 to 4 do as well."""
 
 _FLOOR = 0.1
-"""`Correction.floor_ms` relative to what parts cost on average."""
+"""`Correction.floor_ms` relative to what a part costs on average."""
 
-_LANDMARKS = 256
+_LANDMARKS = 128
 """Most parts that the correction is spanned by."""
 
 _OUTLIER = 3.0
@@ -278,13 +278,12 @@ class _System:
         rows = np.column_stack([np.ones(len(latency_ms)), counts @ amounts]) / latency_ms[:, None]
         weights = weights / weights.mean()
         rough = _physics(rows, weights)[1:]
-        priced = amounts @ rough
-        floor_ms = _FLOOR * float(priced.mean())
+        floor_ms = _FLOOR * float(latency_ms.mean() / counts.sum(axis=1).mean())
         logs = np.log1p(amounts)
         centre, scale = logs.mean(axis=0), logs.std(axis=0)
         scale[scale < 1e-9] = 1
         scale *= _LENGTH * np.sqrt(len(scale))
-        landmarks, functions = _pivoted_cholesky(_seen(amounts, centre, scale), priced + floor_ms)
+        landmarks, functions = _pivoted_cholesky(_seen(amounts, centre, scale), amounts @ rough + floor_ms)
         span = (counts @ functions) / latency_ms[:, None]
         mean_square = float((span**2).sum(axis=1).mean())
         return cls(amounts, rows, weights, rough, floor_ms, centre, scale, landmarks, functions[landmarks], span, mean_square)
@@ -310,7 +309,8 @@ class _System:
             inverse = np.linalg.inv(open_prices + _covariance(kernel, logs, weights))
             # Errors of leaving one out, in closed form (Rasmussen and Williams, equation 5.12).
             errors = np.abs(inverse @ left / np.diag(inverse)) * np.sqrt(self.weights)
-            limit = _OUTLIER * 1.4826 * float(np.median(errors))
+            # Of normal errors, the median is 1 / 1.4826 standard deviations.
+            limit = max(_OUTLIER * 1.4826 * float(np.median(errors)), 1e-9)
             weights = self.weights * np.minimum(1, limit / np.maximum(errors, 1e-12)) ** 2
             logs = _likeliest(open_prices, kernel, left, weights, logs)
         return logs, weights
