@@ -14,6 +14,7 @@ import numpy.typing as npt
 from natdeploy.errors import DamagedFileError
 from natdeploy.space import Arch, Block, get_space
 from natdeploy.space.arch import Layer
+from natdeploy.space.blocks import Activation
 from natdeploy.space.catalog import OFA_RESOLUTIONS
 from natdeploy.space.space import squeeze_channels
 
@@ -168,7 +169,7 @@ def _ofa_note10(rows: Sequence[Row]) -> PublicTable:
         if match := _NOTE10_KEY.fullmatch(row["key"]):
             size, inputs, outputs, mid, kernel, stride, skip, squeeze, hswish = map(int, match.groups())
             hidden = squeeze_channels(mid) if squeeze else 0
-            style = "hswish" if hswish else "relu"
+            style: Activation = "hswish" if hswish else "relu"
             block = Block("mbconv", size, inputs, mid, outputs, kernel, stride, style, hidden, bool(skip))
             found.setdefault(block, []).append((float(row["mean_ms"]), float(row["count"])))
     if not found:
