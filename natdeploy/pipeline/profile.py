@@ -150,7 +150,8 @@ def measure_table(
     if prior is not None:
         plan = replace(plan, least=0)
     # What cannot stand in one table is in the name: measured again with another version, the old samples stay beside the new.
-    path = folder / f"{target.slug}.{installed_version(runtime)}-{classes}classes.measurements.jsonl"
+    version = installed_version(runtime).replace(" ", "-")
+    path = folder / f"{target.slug}.{version}-{classes}classes.measurements.jsonl"
 
     def complete(table: Table) -> Table:
         return table if prior is None else table.with_prior(prior)
