@@ -164,7 +164,8 @@ def measure_table(
         return errors[-1] <= GOAL or settled
 
     table, journal = profile_table(plan, convert, target, path, budget_s=60 * minutes, good_enough=good_enough, progress=progress)
-    table = complete(table)
+    write_table(folder, target.slug, complete(table))
+    table = read_table(folder, target.slug)  # rows in the order in which everyone will find them
     predictor = LatencyPredictor.fit(table, space)
     assert predictor.quality is not None
     table = replace(table, provenance=table.provenance.model_copy(update={"quality": asdict(predictor.quality)}))
