@@ -27,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LINK = "natdeploy-libraries.pth"
 STAMP = "made-by-make"
+GROUPS = ("openvino", "tflite", "dev")
 
 
 def main() -> None:
@@ -42,12 +43,13 @@ def main() -> None:
 
 
 def requirements(root: Path) -> list[str]:
-    """What pyproject.toml asks for: to build, to run and to develop."""
+    """What pyproject.toml asks for: to build, to run with every runtime that the registry serves, and to develop."""
     import tomllib
 
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     groups = project["project"].get("optional-dependencies", {})
-    return sorted({*project["build-system"]["requires"], *project["project"]["dependencies"], *groups.get("dev", [])})
+    chosen = [requirement for name in GROUPS for requirement in groups.get(name, [])]
+    return sorted({*project["build-system"]["requires"], *project["project"]["dependencies"], *chosen})
 
 
 def key(wanted: list[str], root: Path) -> str:

@@ -119,7 +119,7 @@ def compare(options: argparse.Namespace, seed: int, notes: Notes) -> tuple[list[
     for name, (_, arch, _, path) in shapes.items():
         side = Arch.parse(arch).resolution
         candidates.append(Candidate(name, path, (1, 3, side, side)))
-    target = parse_target(options.target, options.threads)
+    target = parse_target(options.target, threads=options.threads)
     result = measure(candidates, candidates[-1], target, NETS, seed=seed, progress=notes)
     points = []
     for name, (way, arch, accuracy, _) in shapes.items():

@@ -6,8 +6,10 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import tempfile
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,6 +17,9 @@ from natdeploy._version import __version__
 
 from .options import Json, Quiet, Verbose
 from .terminal import session, write_json
+
+if TYPE_CHECKING:
+    from natdeploy.hardware.runtimes import Runtime
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,6 @@ class Library:
     module: str
     distribution: str
     install: str
-    needed: bool = True
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,39 @@ class Finding:
     version: str | None
     problem: str | None
     install: str
+
+    @property
+    def broken(self) -> bool:
+        return self.version is None or self.problem is not None
+
+
+@dataclass(frozen=True)
+class RuntimeFinding:
+    """A runtime as it is here.
+
+    Attributes:
+        name: of the runtime.
+        version: of its library; None where that cannot be imported.
+        problem: why not, and how to install it; or why a tiny network cannot be converted.
+        needed: natdeploy cannot do without it.
+        precisions: that it computes in.
+        delegates: that it computes on, and why a tiny network does not run there, None where it does.
+        note: what else to know.
+    """
+
+    name: str
+    version: str | None
+    problem: str | None
     needed: bool
+    precisions: tuple[str, ...]
+    delegates: dict[str, str | None]
+    note: str | None
+
+    @property
+    def broken(self) -> bool:
+        """A library that is not installed is no fault, unless it is needed; one that is installed and fails is."""
+        works = any(problem is None for problem in self.delegates.values())
+        return (self.version is not None and self.problem is not None) or (self.needed and not works)
 
 
 LIBRARIES = tuple(
@@ -51,18 +87,14 @@ LIBRARIES = tuple(
         ("xgboost", "xgboost"),
     )
 )
-RUNTIMES = (
-    Library("onnxruntime", "onnxruntime", "onnxruntime", "pip install --force-reinstall onnxruntime"),
-    Library("openvino", "openvino", "openvino", "pip install 'natdeploy[openvino]'", needed=False),
-    Library("tflite", "ai_edge_litert", "ai-edge-litert", "pip install 'natdeploy[tflite]'", needed=False),
-    Library("tensorrt", "tensorrt", "tensorrt", "pip install 'natdeploy[tensorrt]'", needed=False),
-)
+NEEDED = ("onnxruntime",)
+NOTES = {"tensorrt": "unverified: natdeploy's use of it was never run on a GPU"}
 
 
 def doctor(*, as_json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
     """Check what this machine has.
 
-    Versions, runtimes, processor and accelerator. Exit code 1 when something that is needed does not work.
+    Versions, processor and accelerator; a tiny network is run on every runtime. Exit code 1 when something does not work.
 
     \b
     Example:
@@ -70,9 +102,9 @@ def doctor(*, as_json: Json = False, verbose: Verbose = False, quiet: Quiet = Fa
     """
     with session(as_json=as_json, verbose=verbose, quiet=quiet):
         libraries = [examine(library) for library in LIBRARIES]
-        runtimes = [examine(runtime) for runtime in RUNTIMES]
+        runtimes = examine_runtimes()
         machine = examine_machine()
-    broken = [finding for finding in libraries + runtimes if finding.problem or (finding.needed and finding.version is None)]
+    broken = any(library.broken for library in libraries) or any(runtime.broken for runtime in runtimes)
     if as_json:
         write_json(
             {
@@ -96,13 +128,60 @@ def examine(library: Library) -> Finding:
     try:
         version = importlib.metadata.version(library.distribution)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(library.name, None, None, library.install, library.needed)
+        return Finding(library.name, None, None, library.install)
     problem = None
     try:
         importlib.import_module(library.module)
     except Exception as error:  # whatever a broken library raises, the doctor's answer is that it is broken
-        problem = f"{type(error).__name__}: {error}".splitlines()[0]
-    return Finding(library.name, version, problem, library.install, library.needed)
+        problem = _first_line(error)
+    return Finding(library.name, version, problem, library.install)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def examine_runtimes() -> list[RuntimeFinding]:
+    """Every runtime that natdeploy knows."""
+    from natdeploy.hardware.runtimes import RUNTIMES
+
+    return [examine_runtime(runtime) for runtime in RUNTIMES.values()]
+
+
+def examine_runtime(runtime: Runtime) -> RuntimeFinding:
+    """Converts a tiny network and runs it on each delegate, in the default precision: only that shows what works."""
+    from natdeploy.errors import DeviceError
+    from natdeploy.hardware.runtimes import installed_version
+
+    version, problem = None, None
+    delegates: dict[str, str | None] = {}
+    try:
+        version = installed_version(runtime)
+        delegates = _try_delegates(runtime)
+    except DeviceError as error:
+        problem = str(error)
+    except Exception as error:  # as with any other library
+        problem = _first_line(error)
+    note = NOTES.get(runtime.NAME)
+    return RuntimeFinding(runtime.NAME, version, problem, runtime.NAME in NEEDED, runtime.PRECISIONS, delegates, note)
+
+
+def _try_delegates(runtime: Runtime) -> dict[str, str | None]:
+    import torch
+
+    net, example = torch.nn.Conv2d(3, 4, 3).eval(), torch.zeros(1, 3, 8, 8)
+    problems: dict[str, str | None] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tiny").with_suffix(runtime.SUFFIX)
+        precision = runtime.PRECISIONS[0]
+        runtime.convert(net, example, path, precision=precision, dynamic_size=False)
+        for delegate in runtime.DELEGATES:
+            problems[delegate] = None
+            try:
+                runtime.run(runtime.load(path, tuple(example.shape), 1, precision, delegate), [example.numpy()])
+            except Exception as error:  # a GPU that is not there is told in the library's own way
+                problems[delegate] = _first_line(error)
+    return problems
 
 
 def examine_machine() -> dict[str, Any]:
@@ -136,12 +215,14 @@ def advice(machine: dict[str, Any]) -> list[str]:
     return given
 
 
-def _show(libraries: list[Finding], runtimes: list[Finding], machine: dict[str, Any]) -> None:
+def _show(libraries: list[Finding], runtimes: list[RuntimeFinding], machine: dict[str, Any]) -> None:
     typer.echo(f"natdeploy {__version__}, Python {platform.python_version()}")
-    for title, findings in (("Libraries", libraries), ("Runtimes", runtimes)):
-        typer.echo(f"\n{title}")
-        for finding in findings:
-            typer.echo(f"  {finding.name:14} {_state(finding)}")
+    typer.echo("\nLibraries")
+    for finding in libraries:
+        typer.echo(f"  {finding.name:14} {_state(finding)}")
+    typer.echo("\nRuntimes")
+    for runtime in runtimes:
+        typer.echo(f"  {runtime.name:14} {_runtime_state(runtime)}")
     typer.echo("\nMachine")
     usable = machine["cores"] if machine["affinity"] is None else len(machine["affinity"])
     rows = {
@@ -161,7 +242,23 @@ def _show(libraries: list[Finding], runtimes: list[Finding], machine: dict[str, 
 
 def _state(finding: Finding) -> str:
     if finding.version is None:
-        return f"not installed; {finding.install}" + ("" if finding.needed else " (this version does not use it yet)")
+        return f"not installed; {finding.install}"
     if finding.problem is not None:
         return f"{finding.version} does not load ({finding.problem}); {finding.install}"
     return finding.version
+
+
+def _runtime_state(finding: RuntimeFinding) -> str:
+    """Version, precisions, where it runs and where not; or why it cannot be used."""
+    parts = [finding.version] if finding.version else []
+    if finding.problem is not None:
+        parts.append(finding.problem)
+    else:
+        parts.append(", ".join(finding.precisions))
+        where: dict[bool, list[str]] = {True: [], False: []}
+        for delegate, failure in finding.delegates.items():
+            where[failure is None].append(delegate)
+        parts.append(f"runs on {', '.join(where[True])}" if where[True] else "runs nowhere here")
+        if where[False]:
+            parts.append(f"not on {', '.join(where[False])} (why: natdeploy doctor --json)")
+    return "; ".join(part for part in (*parts, finding.note) if part)

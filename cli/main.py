@@ -13,11 +13,13 @@ from .benchmark import benchmark
 from .demo import demo
 from .doctor import doctor
 from .export import export
+from .predict import predict
 from .profile import profile
 from .report import report
 from .resume import resume
 from .search import search
 from .supernet import supernet
+from .tables import tables
 from .terminal import write_error
 
 app = typer.Typer(
@@ -44,9 +46,10 @@ def _natdeploy(
     """
 
 
-for verb in (search, resume, export, benchmark, report, profile, doctor, demo):
+for verb in (search, resume, export, benchmark, report, profile, predict, doctor, demo):
     app.command()(verb)
 app.add_typer(supernet, name="supernet")
+app.add_typer(tables, name="tables")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +14,18 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `natde
 Tables = Annotated[
     Path | None, typer.Option("--tables", metavar="DIR", help="Folder of latency tables.", show_default="the user's own")
 ]
+
+_UNITS = {"s": 1 / 60, "sec": 1 / 60, "min": 1.0, "m": 1.0, "h": 60.0}
+
+
+def minutes(text: str) -> float:
+    """Minutes of a time such as 10min, 90s or 1.5h; a bare number is minutes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip())
+    unit = _UNITS.get(match[2] or "min") if match else None
+    if match is None or unit is None or not float(match[1]):
+        raise typer.BadParameter(f"{text!r} is no time; write it like 10min, 90s or 1.5h")
+    return float(match[1]) * unit
+
 
 Json = Annotated[bool, typer.Option("--json", help="Write JSON: the result to standard output, errors to standard error.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Draw no progress bars.")]

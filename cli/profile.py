@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Json, NoProgress, Quiet, Tables, Verbose
+from .options import Json, NoProgress, Quiet, Tables, Verbose, minutes
 from .terminal import duration, session, write_json
 
 if TYPE_CHECKING:
@@ -23,9 +23,17 @@ def profile(
         float | None, typer.Option(metavar="W", min=0.1, help="Channel multiplier.", show_default="the space's first")
     ] = None,
     classes: Annotated[int, typer.Option(metavar="N", min=1, help="Outputs of the classifier.")] = 1000,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the runtime.")] = 1,
-    minutes: Annotated[
-        float | None, typer.Option(metavar="N", help="Budget; more blocks predict better.", show_default="follows from the space")
+    precision: Annotated[
+        str | None, typer.Option(metavar="NAME", help="fp32, bf16, fp16 or int8.", show_default="the runtime's first")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Of the runtime.", show_default="the device's")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="TIME", parser=minutes, help="Of measuring, at most, such as 10min or 90s.", show_default="6min"),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="TARGET", help="Start from the table of another target; a few nets tell the difference."),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the choice of blocks and nets.")] = 0,
     tables: Tables = None,
@@ -36,12 +44,15 @@ def profile(
 ) -> None:
     """Measure a device, so that latency can be predicted.
 
-    Blocks of the space are timed and a predictor is fitted to them. Its quality is told on whole networks that it has not seen,
-    measured on the same device. Interrupted, the same command goes on.
+    Whole networks and blocks of the space are timed and a predictor is fitted to them, until more blocks would not help. Its
+    quality is told on whole networks that it has not seen, measured on the same device. Interrupted, or given a larger budget,
+    the same command goes on where it was.
 
     \b
     Example:
       natdeploy profile --device host --runtime onnxruntime
+      natdeploy profile --runtime tflite --from host/onnxruntime
+      natdeploy profile --runtime openvino --precision bf16 --space ofa_mbv3 --budget 10min
     """
     with session(as_json=as_json, verbose=verbose, quiet=quiet, no_progress=no_progress) as progress:
         from natdeploy import pipeline
@@ -53,8 +64,10 @@ def profile(
             width=width,
             classes=classes,
             tables=tables,
+            precision=precision,
             threads=threads,
-            budget_minutes=minutes,
+            budget_minutes=budget,
+            source=source,
             seed=seed,
             progress=progress,
         )
@@ -65,7 +78,12 @@ def profile(
 
 
 def _show(result: ProfileResult) -> None:
-    typer.echo(f"{result.rows} blocks and {result.subnets} nets measured in {duration(result.seconds)}")
+    typer.echo(
+        f"{result.rows} blocks and {result.subnets} nets, measured in {duration(result.measuring_s)} "
+        f"and converted in {duration(result.converting_s)}; the reference net drifted by {result.drift:.0%}"
+    )
+    for name, reason in result.failures.items():
+        typer.echo(f"not measured: {name}: {reason}")
     quality = result.quality
     typer.echo(
         f"predicted on {quality.n} unseen nets: within 5 % {quality.within_5:.0%}, within 10 % {quality.within_10:.0%}, "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -16,6 +16,8 @@ from .results import show_report
 from .terminal import session, write_json
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from natdeploy.pipeline import SearchConfig
 
 _OBJECTIVES = ["error", "latency"]
@@ -119,8 +121,17 @@ def read_config(path: Path | None, options: Mapping[str, Any]) -> SearchConfig:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            raise UsageError(f"{path} has an unknown setting {name!r}; known are {', '.join(SearchConfig.model_fields)}") from None
+            known = ", ".join(_settings_beside(first["loc"], SearchConfig))
+            raise UsageError(f"{path} has an unknown setting {name!r}; known are {known}") from None
         raise UsageError(f"{name} = {first['input']!r} is not possible: {first['msg']}") from None
+
+
+def _settings_beside(location: Sequence[int | str], model: type[BaseModel]) -> Iterable[str]:
+    """Names of the settings of the table that a setting is in."""
+    for name in location[:-1]:
+        annotation = model.model_fields[str(name)].annotation
+        model = next(each for each in (*get_args(annotation), annotation) if hasattr(each, "model_fields"))
+    return model.model_fields
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def parity(subnet: Subnet, path: Path, batches: Iterable[Batch], *, threads: int
         AccuracyGateError: they differ by more than PARITY_LIMIT, or one of them gives something else than numbers.
         ValueError: there are no images.
     """
-    session = ort.load(path, threads)
+    session = ort.load(path, (1, 3, subnet.arch.resolution, subnet.arch.resolution), threads, "fp32", "cpu")
     module = copy.deepcopy(subnet).cpu().eval()
     max_abs = max_rel = 0.0
     agree = n = 0
@@ -72,9 +72,10 @@ def parity(subnet: Subnet, path: Path, batches: Iterable[Batch], *, threads: int
 
 def runtime_accuracy(path: Path, batches: Iterable[Batch], *, threads: int = 1) -> tuple[int, int]:
     """Images that a file classifies correctly in ONNX Runtime, one at a time, and images in all."""
-    session = ort.load(path, threads)
     correct = total = 0
+    session: ort.Session | None = None
     for images, labels in batches:
+        session = session or ort.load(path, (1, *images.shape[1:]), threads, "fp32", "cpu")
         predicted = np.concatenate([_logits(session, image) for image in images]).argmax(axis=1)
         correct += int((predicted == labels.numpy()).sum())
         total += len(labels)

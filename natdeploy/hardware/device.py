@@ -9,15 +9,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from natdeploy.errors import UsageError
-from natdeploy.runtimes import ort, runner
+from natdeploy.hardware.runtimes import RUNTIMES
+from natdeploy.runtimes import runner
 
-RUNTIMES = {ort.NAME: ort}
-"""The runtime modules by name."""
-
-_TARGET = re.compile(r"(?P<device>.*\.toml|[^/]+)(?:/(?P<runtime>[a-z]+)(?:-(?P<precision>[a-z0-9]+)-(?P<threads>[1-9]\d*)t)?)?")
+_TARGET = re.compile(
+    r"(?P<device>.*\.toml|[^/]+)"
+    r"(?:/(?P<runtime>[a-z]+)(?:\+(?P<delegate>[a-z]+))?(?:-(?P<precision>[a-z0-9]+))?(?:-(?P<threads>[1-9]\d*)t)?)?"
+)
 
 
 class Device(BaseModel):
@@ -28,7 +30,6 @@ class Device(BaseModel):
         description: one line for people.
         transport: the way to it.
         runtimes: that it has; the first is the default.
-        precision: that numbers are computed in.
         threads: that a model runs on unless the user says otherwise.
     """
 
@@ -37,24 +38,35 @@ class Device(BaseModel):
     name: str = Field(pattern=r"[a-z0-9][a-z0-9_]*")
     description: str
     transport: Literal["local"]
-    runtimes: tuple[Literal["onnxruntime"], ...] = Field(min_length=1)
-    precision: Literal["fp32"]
+    runtimes: tuple[str, ...] = Field(min_length=1)
     threads: int = Field(ge=1)
+
+    @field_validator("runtimes")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in names if name not in RUNTIMES]
+        if unknown:
+            raise PydanticCustomError(
+                "runtime", "{name} is no runtime; known are {known}", {"name": unknown[0], "known": ", ".join(RUNTIMES)}
+            )
+        return names
 
 
 @dataclass(frozen=True)
 class Target:
-    """Device, runtime, precision and threads: latencies of different targets are different quantities."""
+    """Device, runtime and its delegate, precision and threads: latencies of different targets are different quantities."""
 
     device: Device
     runtime: str
+    delegate: str
     precision: str
     threads: int
 
     @property
     def slug(self) -> str:
-        """Name of the target's files within its device's folder."""
-        return f"{self.runtime}-{self.precision}-{self.threads}t"
+        """Name of the target's files within its device's folder. The runtime's usual delegate goes without saying."""
+        usual = self.delegate == RUNTIMES[self.runtime].DELEGATES[0]
+        return f"{self.runtime}{'' if usual else f'+{self.delegate}'}-{self.precision}-{self.threads}t"
 
     def __str__(self) -> str:
         return f"{self.device.name}/{self.slug}"
@@ -92,15 +104,18 @@ def load_device(name_or_path: str) -> Device:
         raise UsageError(f"device file {name_or_path} is wrong at {where!r}: {first['msg'].lower()}") from error
 
 
-def parse_target(text: str, threads: int | None = None) -> Target:
-    """Reads `host`, `host/onnxruntime`, or what `str(target)` writes; what is left out is the device's default.
+def parse_target(text: str, *, precision: str | None = None, threads: int | None = None) -> Target:
+    """Reads `host`, `host/openvino`, `host/tflite+reference`, `host/openvino-bf16`, or what `str(target)` writes.
+
+    What is left out is the default of the device or of the runtime.
 
     Args:
         text: as above; the device may be the path of a .toml file.
-        threads: instead of the device's default.
+        precision: instead of what the text says.
+        threads: instead of what the text says.
 
     Raises:
-        UsageError: another form, an unknown device, or what the device does not have.
+        UsageError: another form, an unknown device, or what the device or the runtime does not have.
     """
     match = _TARGET.fullmatch(text)
     if match is None:
@@ -108,16 +123,21 @@ def parse_target(text: str, threads: int | None = None) -> Target:
             f"{text!r} is no target; expected DEVICE, DEVICE/RUNTIME or DEVICE/RUNTIME-PRECISION-THREADSt, such as host/onnxruntime"
         )
     device = load_device(match["device"])
-    runtime, precision = match["runtime"] or device.runtimes[0], match["precision"] or device.precision
-    if runtime not in device.runtimes:
-        raise UsageError(f"device {device.name} has no runtime {runtime!r}; it has {', '.join(device.runtimes)}")
-    if precision != device.precision:
-        raise UsageError(f"device {device.name} computes in {device.precision}, not in {precision}")
+    name = match["runtime"] or device.runtimes[0]
+    if name not in device.runtimes:
+        raise UsageError(f"device {device.name} has no runtime {name!r}; it has {', '.join(device.runtimes)}")
+    runtime = RUNTIMES[name]
+    delegate = match["delegate"] or runtime.DELEGATES[0]
+    if delegate not in runtime.DELEGATES:
+        raise UsageError(f"{name} has no delegate {delegate!r}; it has {', '.join(runtime.DELEGATES)}")
+    computed = precision or match["precision"] or runtime.PRECISIONS[0]
+    if computed not in runtime.PRECISIONS:
+        raise UsageError(f"{name} computes in {', '.join(runtime.PRECISIONS)}, not in {computed}")
     written = int(match["threads"]) if match["threads"] else device.threads
     chosen = written if threads is None else threads
     if chosen < 1:
         raise UsageError(f"{chosen} threads cannot run a model; give 1 or more")
-    return Target(device, runtime, precision, chosen)
+    return Target(device, name, delegate, computed, chosen)
 
 
 def host_facts() -> dict[str, Any]:

@@ -18,13 +18,17 @@ from typing import Any
 import numpy as np
 
 from natdeploy.errors import DeviceError
-from natdeploy.hardware.device import RUNTIMES, Target
-from natdeploy.hardware.transports import Transport, connect
+from natdeploy.hardware.device import Target
+from natdeploy.hardware.runtimes import Runtime, get_runtime
+from natdeploy.hardware.transports import ProgramError, Transport, connect
 from natdeploy.progress import Progress
 from natdeploy.runtimes import runner
 
 RUNS_NEEDED = {50: 11, 90: 64, 95: 130, 99: 662}
 """Fewest runs from which a percentile says anything: MLPerf Inference's early-stopping rule at confidence 0.99."""
+
+HARNESS = runner.HARNESS
+"""What times where a device has Python. Numbers of different harnesses are never ranked together."""
 
 _QUIET = 5
 """Percentile of slices that stands for the machine at rest: low enough to be at rest, high enough not to be luck."""
@@ -35,7 +39,7 @@ UNSTABLE = 0.03
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model file to be timed, and the shape of its one input, batch included."""
+    """A model file to be timed, and the shape of its one input, batch included. Several may share a file of dynamic size."""
 
     id: str
     model: Path
@@ -54,7 +58,7 @@ class MeasureSettings:
         reference_s: time of the reference beside each model.
         slices: parts the timing is cut into, each between two parts of the reference's.
         processes: fresh ones.
-        silence_s: a model that takes longer hangs.
+        silence_s: a model that takes longer to load or to run hangs; building an engine takes minutes.
     """
 
     warmup_s: float
@@ -64,14 +68,14 @@ class MeasureSettings:
     reference_s: float
     slices: int
     processes: int = 3
-    silence_s: float = 120.0
+    silence_s: float = 300.0
 
 
 NETS = MeasureSettings(warmup_s=1.0, warmup_runs=50, min_s=1.0, min_runs=64, reference_s=0.5, slices=20)
 """For a number that leaves the product: 192 runs and more, enough for p50, p90 and p95."""
 
-SUBNETS = MeasureSettings(warmup_s=0.05, warmup_runs=3, min_s=0.2, min_runs=24, reference_s=0.1, slices=12)
-"""For whole nets of a latency table."""
+SUBNETS = MeasureSettings(warmup_s=0.05, warmup_runs=3, min_s=0.2, min_runs=16, reference_s=0.1, slices=8, processes=4)
+"""For whole nets of a latency table. Another process says more than more runs in the same one."""
 
 BLOCKS = MeasureSettings(warmup_s=0.03, warmup_runs=5, min_s=0.1, min_runs=24, reference_s=0.06, slices=8)
 """For blocks of a latency table, of which there are many."""
@@ -99,6 +103,7 @@ class Measurement:
         load_ms: median time to load, over processes.
         first_ms: median time of the first run.
         unstable: the processes' wall medians differ by more than 3 %.
+        spread: by how much the processes' `relative` differ, 0.1 is 10 %: what noise the summary could not take out.
         samples_ms: wall time of every run, one list a process.
     """
 
@@ -113,6 +118,7 @@ class Measurement:
     load_ms: float
     first_ms: float
     unstable: bool
+    spread: float
     samples_ms: tuple[tuple[float, ...], ...]
 
 
@@ -170,22 +176,25 @@ def measure(
         keep_going: report candidates that fail in the result instead of raising.
 
     Raises:
-        DeviceError: the device cannot be reached, the runner crashed, or (without keep_going) a model failed.
+        DeviceError: the device cannot be reached, the runner failed before its first model, or (without keep_going) a model
+            raised, crashed or hung.
     """
+    runtime = get_runtime(target.runtime)
     with connect(target.device) as transport:
-        for place, candidate in enumerate([reference, *candidates]):
-            transport.push(candidate.model, _remote(place, candidate))
-        runtime = Path(str(RUNTIMES[target.runtime].__file__))
-        transport.push(runtime, runtime.name)
+        names = _push_models(transport, runtime, [reference, *candidates])
+        code = Path(str(runtime.__file__))
+        transport.push(code, code.name)
         transport.push(Path(runner.__file__), "runner.py")
         plan = {
-            "runtime": runtime.name,
+            "runtime": code.name,
             "threads": target.threads,
+            "precision": target.precision,
+            "delegate": target.delegate,
             "seed": seed,
             "settings": asdict(settings),
-            "reference": _model(0, reference),
+            "reference": _model(reference, names),
         }
-        models = [_model(place, candidate) for place, candidate in enumerate(candidates, start=1)]
+        models = [_model(candidate, names) for candidate in candidates]
         records: dict[str, list[dict[str, Any]]] = {candidate.id: [] for candidate in candidates}
         failures: dict[str, str] = {}
         environment: Mapping[str, Any] = {}
@@ -198,12 +207,11 @@ def measure(
                     todo = [models[i] for i in order if models[i]["id"] not in failures]
                     try:
                         environment, found = _one_process(transport, plan | {"candidates": todo}, settings.silence_s, advance)
-                    except _HungError as hung:
-                        failures[hung.model] = f"no answer within {settings.silence_s:g} s"
+                    except _ModelError as broken:
+                        failures[broken.model] = str(broken)
+                        _raise_unless(keep_going, failures, target)
                 failures |= {record["id"]: record["error"] for record in found if "error" in record}
-                if failures and not keep_going:
-                    name, why = next(iter(failures.items()))
-                    raise DeviceError(f"{name} does not run on {target}: {why}")
+                _raise_unless(keep_going, failures, target)
                 for record in found:
                     records[record["id"]].append(record)
     good = {name: found for name, found in records.items() if name not in failures}
@@ -213,26 +221,40 @@ def measure(
     return MeasureResult(measurements, failures, reference_ms, environment)
 
 
-def _remote(place: int, candidate: Candidate) -> str:
-    return f"{place}{candidate.model.suffix}"
+def _raise_unless(keep_going: bool, failures: Mapping[str, str], target: Target) -> None:
+    if failures and not keep_going:
+        name, why = next(iter(failures.items()))
+        raise DeviceError(f"{name} does not run on {target}: {why}")
 
 
-def _model(place: int, candidate: Candidate) -> dict[str, Any]:
-    return {"id": candidate.id, "model": _remote(place, candidate), "shape": candidate.shape}
+def _push_models(transport: Transport, runtime: Runtime, candidates: Sequence[Candidate]) -> dict[Path, str]:
+    """Pushes every file once, whatever number of candidates share it; its name on the device by its path here."""
+    names: dict[Path, str] = {}
+    for candidate in candidates:
+        if candidate.model not in names:
+            names[candidate.model] = name = f"{len(names)}{candidate.model.suffix}"
+            transport.push(candidate.model, name)
+            for companion in runtime.companions(candidate.model):
+                transport.push(companion, Path(name).with_suffix(companion.suffix).name)
+    return names
 
 
-class _HungError(Exception):
-    """A model did not answer."""
+def _model(candidate: Candidate, names: Mapping[Path, str]) -> dict[str, Any]:
+    return {"id": candidate.id, "model": names[candidate.model], "shape": candidate.shape}
 
-    def __init__(self, model: str) -> None:
-        super().__init__(model)
+
+class _ModelError(Exception):
+    """A model hung, or took the whole process down with it."""
+
+    def __init__(self, model: str, why: str) -> None:
+        super().__init__(why)
         self.model = model
 
 
 def _one_process(
     transport: Transport, plan: Mapping[str, Any], silence_s: float, advance: Callable[[int], None]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Environment and records of a fresh process. Raises _HungError."""
+    """Environment and records of a fresh process. Raises _ModelError where one model is to blame."""
     running: str | None = None
 
     def listen(line: str) -> None:
@@ -251,7 +273,11 @@ def _one_process(
                 raise DeviceError(
                     f"the runner said nothing for {silence_s:g} s before its first model; is the device busy?"
                 ) from error
-            raise _HungError(running) from error
+            raise _ModelError(running, f"no answer within {silence_s:g} s") from error
+        except ProgramError as error:
+            if running is None:
+                raise
+            raise _ModelError(running, str(error)) from error
         transport.pull("result.jsonl", here / "result.jsonl")
         environment, *records = [json.loads(line) for line in (here / "result.jsonl").read_text().splitlines()]
     return environment, records
@@ -261,8 +287,10 @@ def _summary(name: str, records: Sequence[Mapping[str, Any]], reference_ms: floa
     samples = tuple(tuple(ms for part in record["slices"] for ms in part["wall_ms"]) for record in records)
     pooled = [ms for process in samples for ms in process]
     medians = tuple(runner.median(list(process)) for process in samples)
-    slices = [(_undisturbed(part), part["reference_ms"]) for record in records for part in record["slices"]]
-    relative = median([runner.median(times) / beside for times, beside in slices])
+    slices = [[(_undisturbed(part), part["reference_ms"]) for part in record["slices"]] for record in records]
+    ratios = [[runner.median(times) / beside for times, beside in process] for process in slices]
+    relative = median([ratio for process in ratios for ratio in process])
+    in_process = [median(process) for process in ratios]
     return Measurement(
         id=name,
         p50_ms=runner.median(pooled),
@@ -271,10 +299,11 @@ def _summary(name: str, records: Sequence[Mapping[str, Any]], reference_ms: floa
         process_p50_ms=medians,
         relative=relative,
         latency_ms=relative * reference_ms,
-        floor_ms=_rank([min(times) for times, _ in slices], _QUIET),
+        floor_ms=_rank([min(times) for process in slices for times, _ in process], _QUIET),
         load_ms=median([record["load_ms"] for record in records]),
         first_ms=median([record["first_ms"] for record in records]),
         unstable=max(medians) > (1 + UNSTABLE) * min(medians),
+        spread=max(in_process) / min(in_process) - 1,
         samples_ms=samples,
     )
 

@@ -21,6 +21,10 @@ from natdeploy.hardware.device import Device
 _STDERR_LINES = 5
 
 
+class ProgramError(DeviceError):
+    """A program ran on the device and failed there, as against a device that cannot be reached."""
+
+
 class Transport(Protocol):
     """A private folder on a device. Programs are argument lists, never shell text; names are relative to the folder."""
 
@@ -36,7 +40,7 @@ class Transport(Protocol):
         """Runs a program in the folder and hands on every line of its standard output.
 
         Raises:
-            DeviceError: it failed; the message ends with its last words.
+            ProgramError: it failed; the message ends with its last words.
             TimeoutError: it said nothing for `silence_s` seconds and was killed.
         """
 
@@ -82,7 +86,7 @@ class LocalTransport:
             if code != 0:
                 errors.seek(0)
                 last = [line for line in errors.read().decode(errors="replace").splitlines() if line.strip()][-_STDERR_LINES:]
-                raise DeviceError(f"{Path(argv[0]).name} ended with code {code}: {' | '.join(last) or 'it said nothing'}")
+                raise ProgramError(f"{Path(argv[0]).name} ended with code {code}: {' | '.join(last) or 'it said nothing'}")
 
 
 def _lines(program: subprocess.Popen[str], silence_s: float) -> Iterator[str]:

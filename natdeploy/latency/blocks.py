@@ -190,3 +190,8 @@ def boundary(blocks: Sequence[Block]) -> Floats:
 def cold(blocks: Sequence[Block]) -> Floats:
     """Weights and bytes of activations, (blocks, 2): within a network, other blocks have pushed them out of the near caches."""
     return np.array([[b.params, b.activation_bytes] for b in blocks], dtype=np.float64).reshape(-1, 2)
+
+
+def amounts(blocks: Sequence[Block], parts: Parts) -> Floats:
+    """All that a latency is regressed on, (blocks, columns), none negative: work, what is cold, what crosses the boundary."""
+    return np.hstack([work(blocks, parts), cold(blocks), boundary(blocks)])

@@ -8,6 +8,7 @@ are cold within a network. It stays a sum over blocks, so whole populations are 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,8 +24,8 @@ from scipy.optimize import nnls
 from scipy.stats import kendalltau, spearmanr
 
 from natdeploy.errors import DamagedFileError, UsageError
-from natdeploy.latency.blocks import Floats, Parts, boundary, cold, parts_of, work
-from natdeploy.latency.table import Role, Table
+from natdeploy.latency.blocks import Floats, Parts, boundary, cold, parts_of, work, work_names
+from natdeploy.latency.table import BlockRow, Provenance, Role, Table
 from natdeploy.space import Arch, Block, BlockSum, Genotypes, SearchSpace
 
 FOLDS = 5
@@ -94,6 +95,30 @@ class Prediction:
     known: npt.NDArray[np.bool_]
 
 
+class MadeFor(BaseModel):
+    """What a predictor learned from; its numbers hold for nothing else. What an imported table does not tell is None."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str
+    space: str
+    runtime: str | None
+    runtime_version: str | None
+    provider: str | None
+    precision: str | None
+    threads: int | None
+    utc: str | None
+
+    @classmethod
+    def of(cls, provenance: Provenance) -> MadeFor:
+        return cls(**{name: getattr(provenance, name) for name in cls.model_fields})
+
+    def differences(self, other: MadeFor) -> tuple[str, ...]:
+        """In words, why a predictor for this cannot speak for the other; empty if it can."""
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in type(self).model_fields if name != "utc")
+        return tuple(f"{name.replace('_', ' ')} was {then}, is {now}" for name, then, now in pairs if then != now)
+
+
 class BlockModel:
     """Latency of blocks that run alone.
 
@@ -142,13 +167,15 @@ class NetworkModel:
         weights: ms a column of `work`, then of `cold`.
         call_ms: once a network.
         boosted: a block's columns are multiplied by the block model's ratio first.
-        spread: half width of the interval, as a log-ratio.
+        spread: half width of the interval, as a log-ratio; infinite where no network tells.
+        error: mean absolute log-ratio to networks that were held out of the fit by cross-validation; likewise.
     """
 
     weights: Floats
     call_ms: float
     boosted: bool
     spread: float
+    error: float
 
     def shares(self, blocks: Sequence[Block], model: BlockModel) -> Floats:
         """What each block adds to a network, ms, (blocks,)."""
@@ -160,40 +187,50 @@ class LatencyPredictor:
     """Predicts what a table's target needs for blocks and architectures it was not measured with."""
 
     def __init__(
-        self, block_model: BlockModel, network_model: NetworkModel, ranges: _Ranges, quality: Quality, source: str
+        self, block_model: BlockModel, network_model: NetworkModel, ranges: _Ranges, quality: Quality | None, made_for: MadeFor
     ) -> None:
         self._blocks, self._network, self._ranges = block_model, network_model, ranges
         self.quality = quality
-        self.source = source
+        self.made_for = made_for
 
     @classmethod
     def fit(cls, table: Table, space: SearchSpace) -> LatencyPredictor:
         """Learns from a table's blocks and its networks with role `fit`, and judges itself by those with role `test`.
 
         Args:
-            table: measured.
+            table: measured; or imported, then the predictor is the sum of its blocks, and nothing tells how good that is. If it has
+                a prior, those blocks of another target stand in for blocks not measured here, and networks tell how the two differ.
             space: the one it was measured of.
 
         Raises:
             UsageError: the table holds too little.
         """
-        classes = table.provenance.classes
+        classes = table.provenance.classes or 0  # not known of imported tables, which have no networks
         nets = {role: [space.blocks(row.arch, classes) for row in table.subnets if row.role == role] for role in _ROLES}
         net_ms = {role: np.array([row.timing.latency_ms for row in table.subnets if row.role == role]) for role in _ROLES}
-        if len(table.blocks) < FOLDS or len(nets["fit"]) < MIN_FIT or len(nets["test"]) < 2:
+        imported = table.provenance.origin.kind == "imported" and not table.subnets
+        blocks, block_ms = _columns(table.blocks)
+        if table.prior and len(nets["fit"]) >= MIN_FIT:
+            blocks, block_ms = _with_prior(blocks, block_ms, table.prior, nets["fit"], net_ms["fit"])
+        if len(blocks) < FOLDS or (not imported and (len(nets["fit"]) < MIN_FIT or len(nets["test"]) < 2)):
             raise UsageError(
                 f"the table has {len(table.blocks)} blocks, {len(nets['fit'])} networks to learn from and {len(nets['test'])} to "
                 f"judge by; a predictor needs {FOLDS}, {MIN_FIT} and 2: measure again with `natdeploy profile`"
             )
-        blocks = [row.block for row in table.blocks]
-        block_ms = np.array([row.timing.latency_ms for row in table.blocks])
         block_model = BlockModel.fit(blocks, block_ms)
-        network_model = _fit_network(blocks, block_ms, nets["fit"], net_ms["fit"], block_model)
+        made_for = MadeFor.of(table.provenance)
         ranges = _Ranges.of([*blocks, *(block for net in nets["fit"] for block in net)])
+        if imported:
+            return cls(block_model, _sum_of_blocks(block_model), ranges, None, made_for)
+        network_model = _fit_network(blocks, block_ms, nets["fit"], net_ms["fit"], block_model)
         predicted = np.array([network_model.call_ms + network_model.shares(net, block_model).sum() for net in nets["test"]])
-        p = table.provenance
-        source = f"{p.space} on {p.device}/{p.runtime}-{p.precision}-{p.threads}t, {p.runtime} {p.runtime_version}, {p.utc}"
-        return cls(block_model, network_model, ranges, _judge(predicted, net_ms["test"], network_model.spread), source)
+        quality = judge(predicted, net_ms["test"], network_model.spread)
+        return cls(block_model, network_model, ranges, quality, made_for)
+
+    @property
+    def error(self) -> float:
+        """Mean relative error of networks held out of the fit by cross-validation: known before any is set apart to judge by."""
+        return self._network.error
 
     def predict_blocks(self, blocks: Sequence[Block]) -> Floats:
         """Latency of blocks that run alone, ms, (blocks,). Their sum is not a network's latency."""
@@ -203,6 +240,15 @@ class LatencyPredictor:
         """The function from genotypes (n, variables) to whole-network latency in ms, (n,)."""
         shares = BlockSum(space, lambda blocks: self._network.shares(blocks, self._blocks), classes)
         return lambda genotypes: shares(genotypes) + self._network.call_ms
+
+    def terms(self, space: SearchSpace, classes: int, resolution: int, width: float) -> tuple[float, Floats]:
+        """What gradient-based search differentiates: the latency, ms, of all that is fixed at a resolution and width, and what each
+        code of each slot adds, (slots, codes). The expected latency of a mixture is fixed + (probabilities * added).sum(), linear
+        in its probabilities (FBNet, Wu et al. 2019, equation 3), and equal to `predict` where they are 0 and 1.
+        """
+        shares = BlockSum(space, lambda blocks: self._network.shares(blocks, self._blocks), classes)
+        fixed, added = shares.terms(space.resolutions.index(resolution), space.widths.index(width))
+        return fixed + self._network.call_ms, added
 
     def predict(self, space: SearchSpace, archs: Sequence[Arch], classes: int) -> Prediction:
         """Latency of architectures, with an interval meant to hold 90 % of them."""
@@ -217,16 +263,17 @@ class LatencyPredictor:
         booster = self._blocks.booster
         state = _State(
             format=_FORMAT,
-            source=self.source,
+            made_for=self.made_for,
             parts=self._blocks.parts,
             block_weights=tuple(self._blocks.weights.tolist()),
             booster=None if booster is None else bytes(booster.save_raw("json")).decode(),
             network_weights=tuple(self._network.weights.tolist()),
             call_ms=self._network.call_ms,
             boosted=self._network.boosted,
-            spread=self._network.spread,
+            spread=_finite(self._network.spread),
+            error=_finite(self._network.error),
             ranges=self._ranges,
-            quality=asdict(self.quality),
+            quality=None if self.quality is None else asdict(self.quality),
         )
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -249,7 +296,8 @@ class LatencyPredictor:
             columns = work([], state.parts).shape[1]
             if (len(block_weights), len(network_weights)) != (columns + 3, columns + 2):
                 raise ValueError("its weights do not fit its columns")
-            quality = Quality(n=int(state.quality["n"]), **{name: value for name, value in state.quality.items() if name != "n"})
+            known = state.quality
+            quality = known and Quality(n=int(known["n"]), **{name: value for name, value in known.items() if name != "n"})
         except FileNotFoundError as error:
             raise DamagedFileError(f"there is no predictor {path}; fit it again from its table") from error
         except ValidationError as error:
@@ -260,12 +308,13 @@ class LatencyPredictor:
             ) from error
         except (ValueError, KeyError, TypeError, xgboost.core.XGBoostError) as error:
             raise DamagedFileError(f"{path} is damaged; fit the predictor again from its table") from error
-        network = NetworkModel(network_weights, state.call_ms, state.boosted, state.spread)
-        return cls(BlockModel(state.parts, block_weights, booster), network, state.ranges, quality, state.source)
+        spread, held_out = (math.inf if each is None else each for each in (state.spread, state.error))
+        network = NetworkModel(network_weights, state.call_ms, state.boosted, spread, held_out)
+        return cls(BlockModel(state.parts, block_weights, booster), network, state.ranges, quality or None, state.made_for)
 
 
 _ROLES: tuple[Role, ...] = ("fit", "test")
-_FORMAT: Literal["natdeploy latency predictor 2"] = "natdeploy latency predictor 2"
+_FORMAT: Literal["natdeploy latency predictor 3"] = "natdeploy latency predictor 3"
 
 _Range = tuple[int, int]
 
@@ -316,17 +365,23 @@ class _State(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    format: Literal["natdeploy latency predictor 2"]
-    source: str
+    format: Literal["natdeploy latency predictor 3"]
+    made_for: MadeFor
     parts: Parts
     block_weights: tuple[float, ...]
     booster: str | None
     network_weights: tuple[float, ...]
     call_ms: float
     boosted: bool
-    spread: float
+    spread: float | None
+    error: float | None
     ranges: _Ranges
-    quality: dict[str, float]
+    quality: dict[str, float] | None
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _alone(blocks: Sequence[Block], parts: Parts) -> Floats:
@@ -338,6 +393,30 @@ def _within(blocks: Sequence[Block], model: BlockModel, boosted: bool) -> Floats
     """Columns of blocks within a network: their work and what is cold."""
     columns = np.hstack([work(blocks, model.parts), cold(blocks)])
     return columns * model.ratio(blocks)[:, None] if boosted else columns
+
+
+def _columns(rows: Sequence[BlockRow]) -> tuple[list[Block], Floats]:
+    return [row.block for row in rows], np.array([row.timing.latency_ms for row in rows])
+
+
+def _with_prior(
+    blocks: Sequence[Block], block_ms: Floats, prior: Sequence[BlockRow], nets: Sequence[Sequence[Block]], net_ms: Floats
+) -> tuple[list[Block], Floats]:
+    """Blocks of another target beside those of this one, slowed down by as much as the median network is slower here."""
+    others, other_ms = _columns(prior)
+    there = BlockModel.fit(others, other_ms)
+    ratio = float(np.median(net_ms / np.array([there.predict(net).sum() for net in nets])))
+    kept = [i for i, block in enumerate(others) if block not in set(blocks)]
+    return [*blocks, *(others[i] for i in kept)], np.r_[block_ms, ratio * other_ms[kept]]
+
+
+def _sum_of_blocks(model: BlockModel) -> NetworkModel:
+    """A network as the sum of blocks that ran alone, which is all that tables without networks can say; of its error, nothing is
+    known.
+    """
+    columns = len(work_names(model.parts))
+    weights = np.r_[model.weights[:columns], np.zeros(2)]
+    return NetworkModel(weights, 0.0, model.booster is not None, math.inf, math.inf)
 
 
 def _fit_network(
@@ -364,7 +443,7 @@ def _fit_network(
     # Split conformal: with n residuals the ceil((n + 1) c)-th smallest covers a new one with probability c.
     residuals = np.sort(np.abs(np.log(out_of_fold / net_ms)))
     spread = float(residuals[min(len(nets), int(np.ceil((len(nets) + 1) * COVERAGE))) - 1])
-    return NetworkModel(costs[:size], float(costs[-1]), boosted, spread)
+    return NetworkModel(costs[:size], float(costs[-1]), boosted, spread, float(residuals.mean()))
 
 
 def _rows(blocks: Sequence[Block], nets: Sequence[Sequence[Block]], model: BlockModel, boosted: bool) -> tuple[Floats, Floats]:
@@ -422,7 +501,8 @@ def _log_error(predicted: Floats, measured: Floats) -> float:
     return float(np.abs(np.log(predicted / measured)).mean())
 
 
-def _judge(predicted: Floats, measured: Floats, spread: float) -> Quality:
+def judge(predicted: Floats, measured: Floats, spread: float) -> Quality:
+    """Quality of predictions (n,) of what was measured (n,); `spread` is the half width of the interval, as a log-ratio."""
     error = np.abs(predicted / measured - 1)
     return Quality(
         n=len(error),

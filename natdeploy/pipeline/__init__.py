@@ -1,20 +1,28 @@
-"""The one place that knows all rooms: search, resume, profile, export, benchmark, report, demo, weights."""
+"""The one place that knows all rooms: search, resume, profile, predict, export, benchmark, report, demo, weights, tables."""
 
 from natdeploy.pipeline.budget import Budget
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.deliver import ReportResult, benchmark, export, load_subnet, nets, report
 from natdeploy.pipeline.demo import demo
+from natdeploy.pipeline.predict import PredictedLatency, predict
 from natdeploy.pipeline.profile import ProfileResult, profile
 from natdeploy.pipeline.search import Plan, plan, resume, search
 from natdeploy.pipeline.supernet import ImportResult, WeightsInfo, supernet_import, supernet_info
+from natdeploy.pipeline.tables import TableDetails, TableLine, TableMerge, tables_diff, tables_list, tables_merge, tables_show
+from natdeploy.pipeline.tables_import import TableImport, tables_import
 
 __all__ = [
     "Budget",
     "ImportResult",
     "Plan",
+    "PredictedLatency",
     "ProfileResult",
     "ReportResult",
     "SearchConfig",
+    "TableDetails",
+    "TableImport",
+    "TableLine",
+    "TableMerge",
     "WeightsInfo",
     "benchmark",
     "demo",
@@ -22,10 +30,16 @@ __all__ = [
     "load_subnet",
     "nets",
     "plan",
+    "predict",
     "profile",
     "report",
     "resume",
     "search",
     "supernet_import",
     "supernet_info",
+    "tables_diff",
+    "tables_import",
+    "tables_list",
+    "tables_merge",
+    "tables_show",
 ]

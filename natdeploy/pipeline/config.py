@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from natdeploy.search.nat import NatSettings
+from natdeploy.supernet import RemapRules
 from natdeploy.training.adapt import AdaptSettings
 
 Accelerator = Literal["auto", "cpu", "cuda"]
@@ -32,6 +33,7 @@ class SearchConfig(BaseModel):
         strict: a damaged image is an error instead of being skipped.
         flip: mirrored copies of an image mean the same (not so for digits).
         tables: folder of latency tables; the user's own by default.
+        remap: how the seed's layers become larger or smaller ones (docs/remap.md); a supernet of the space is taken as it is.
         nat: the search's settings; follow from the budget when not given.
         adapt: the adaptation's settings.
     """
@@ -53,5 +55,6 @@ class SearchConfig(BaseModel):
     strict: bool = False
     flip: bool = True
     tables: Path | None = None
+    remap: RemapRules = RemapRules()
     nat: NatSettings | None = None
     adapt: AdaptSettings = AdaptSettings()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from natdeploy.errors import UsageError
 from natdeploy.export import Description, Latency, Preprocessing, record_latency, write_bundle
 from natdeploy.hardware.device import Target, parse_target
 from natdeploy.hardware.measure import NETS, Candidate, MeasureSettings, measure
+from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.latency.predictor import Quality
 from natdeploy.logs import log_to
 from natdeploy.pipeline.config import SearchConfig
@@ -160,7 +162,7 @@ def benchmark(
     progress = progress or Silent()
     with RunStore.open(folder) as store, log_to(folder / LOG):
         config = read_config(store)
-        chosen = parse_target(target or config.target, config.threads)
+        chosen = parse_target(target or config.target, threads=config.threads)
         nets = [net for net in _finished(store) if net.files]
         if not any(net.role == "front" for net in nets):
             raise UsageError(f"nothing of {folder} is exported yet; run `natdeploy export {folder} --arch front` first")
@@ -168,9 +170,12 @@ def benchmark(
             if net.role == "baseline" and not net.files:
                 store.put_net(_export(store, net))
         nets = [net for net in store.nets() if net.files]
-        candidates = [_candidate(folder, net) for net in nets]
-        reference = next(_candidate(folder, net) for net in nets if net.role == "baseline")
-        result = measure(candidates, reference, chosen, settings, seed=config.seed, progress=progress)
+        with tempfile.TemporaryDirectory() as converted:
+            candidates = [_candidate(store, net, chosen, Path(converted)) for net in nets]
+            reference = next(each for net, each in zip(nets, candidates, strict=True) if net.role == "baseline")
+            if any(candidate.model.parent == Path(converted) for candidate in candidates):
+                progress.note(f"the run's files are ONNX in fp32; for {chosen} the same nets were converted, to be timed")
+            result = measure(candidates, reference, chosen, settings, seed=config.seed, progress=progress)
         store.set(f"measured on {chosen}", asdict(result))
         if str(chosen) != str(_target(config)):
             progress.note(f"the run was searched for {_target(config)}; its predictions do not apply to {chosen}")
@@ -198,9 +203,15 @@ def benchmark(
         return measured
 
 
-def _candidate(folder: Path, net: NetRecord) -> Candidate:
-    side = Arch.parse(net.arch).resolution
-    return Candidate(f"{net.role}-{net.id}", folder / net.files[0], (1, 3, side, side))
+def _candidate(store: RunStore, net: NetRecord, target: Target, folder: Path) -> Candidate:
+    """The exported file where the target reads it; else one of the same subnet for the target's runtime and precision."""
+    arch, runtime = Arch.parse(net.arch), get_runtime(target.runtime)
+    shape = (1, 3, arch.resolution, arch.resolution)
+    path = store.folder / net.files[0]
+    if path.suffix != runtime.SUFFIX or target.precision != "fp32":
+        path = folder / f"{net.role}-{net.id}{runtime.SUFFIX}"
+        runtime.convert(load_subnet(store, arch), torch.zeros(shape), path, precision=target.precision, dynamic_size=False)
+    return Candidate(f"{net.role}-{net.id}", path, shape)
 
 
 def _measured(net: NetRecord) -> dict[str, Any]:
@@ -258,7 +269,7 @@ def _finished(store: RunStore) -> tuple[NetRecord, ...]:
 
 
 def _target(config: SearchConfig) -> Target:
-    return parse_target(config.target, config.threads)
+    return parse_target(config.target, threads=config.threads)
 
 
 def _latency_limit_ms(config: SearchConfig) -> float:

@@ -55,7 +55,7 @@ def requirements(config: SearchConfig) -> tuple[Target, tuple[Constraint, ...]]:
     constraints = tuple(parse_constraint(text) for text in config.constraints)
     unknown: dict[str, Any] = dict.fromkeys(("latency", "macs", "params"))
     Objectives(config.objectives, unknown)
-    return parse_target(config.target, config.threads), constraints
+    return parse_target(config.target, threads=config.threads), constraints
 
 
 def objectives_of(names: tuple[str, ...], space: SearchSpace, predictor: LatencyPredictor, classes: int) -> Objectives:

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
 from pathlib import Path
 
 import torch
 from platformdirs import user_data_path
 
-from natdeploy.hardware.device import RUNTIMES, Target, host_facts, parse_target
+from natdeploy.errors import UsageError
+from natdeploy.hardware.device import Target, host_facts, parse_target
+from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.latency.blocks import input_shape
+from natdeploy.latency.journal import Journal
+from natdeploy.latency.plan import Plan, make_plan
 from natdeploy.latency.predictor import LatencyPredictor, Quality
-from natdeploy.latency.profile import JOURNAL, Plan, make_plan, profile_table
-from natdeploy.latency.table import Table, read_table, write_table
+from natdeploy.latency.profile import profile_table
+from natdeploy.latency.table import Table, read_table, strangers, write_table
 from natdeploy.progress import Progress, Silent
 from natdeploy.space import Arch, Block, SearchSpace, get_space, space_toml
 from natdeploy.space.catalog import SPACES
 from natdeploy.supernet import Subnet, build_block
 
-DEFAULT_MINUTES = 3.5
-FIT_SUBNETS, TEST_SUBNETS = 36, 24
-"""Whole networks to learn from matter most: with 36, 92 to 95 % of unseen ones came within 5 %, with 14 only 85 to 89 %."""
-SECONDS_A_BLOCK, SECONDS_A_SUBNET = 0.9, 2.4
-"""Measuring and converting on a 2.5 GHz server core; they only decide how many blocks fit a budget of minutes."""
-MIN_BLOCKS = 60
+SHIPPED = Path(str(resources.files("natdeploy.latency_tables")))
+"""Tables that were measured by us."""
+
+DEFAULT_MINUTES = 6.0
+FIT_SUBNETS, TEST_SUBNETS = 30, 20
+"""Whole networks to learn from matter most, and the others tell what the predictor is worth."""
+LEAST_BLOCKS, MOST_BLOCKS = 60, 300
+GOAL = 0.02
+"""Mean relative error of held-out networks at which measuring ends: 98 % and more of unseen ones then come within 5 %."""
+PATIENCE = 2
+"""So many more chunks of blocks must have brought a twentieth of the error; else what is left of it is the machine's noise."""
 CLASSIFIERS = (10, 100, 1000)
 """Class counts whose classifiers every table holds, so that one table serves data sets of any number of classes."""
 
@@ -41,7 +50,10 @@ class ProfileResult:
         rows: blocks.
         subnets: whole networks.
         quality: of the predictor on networks it has not seen.
-        seconds: that it took this time.
+        failures: reason by block or architecture, of what could not be measured.
+        measuring_s: that the device was busy, in all.
+        converting_s: that this machine wrote model files, in all.
+        drift: by how much the reference's latency changed meanwhile, 0.1 is 10 %.
     """
 
     folder: Path
@@ -49,7 +61,10 @@ class ProfileResult:
     rows: int
     subnets: int
     quality: Quality
-    seconds: float
+    failures: dict[str, str]
+    measuring_s: float
+    converting_s: float
+    drift: float
 
 
 def tables_folder(tables: Path | None) -> Path:
@@ -59,7 +74,12 @@ def tables_folder(tables: Path | None) -> Path:
 
 
 def table_folder(tables: Path, target: Target, space: SearchSpace) -> Path:
-    """The folder of one device's table of one space. Whole networks are part of a table, so it belongs to a space of one width.
+    """The folder of one device's table of one space."""
+    return tables / target.device.name / space_folder(space)
+
+
+def space_folder(space: SearchSpace) -> str:
+    """Name of a space's folder. Whole networks are part of a table, so it belongs to a space of one width.
 
     One table serves all resolutions. The folder of a space that does not ship, or whose channels are a seed's own, carries a digest
     of its layers, so that another one of the same name does not meet its table.
@@ -67,60 +87,104 @@ def table_folder(tables: Path, target: Target, space: SearchSpace) -> Path:
     name, layers = space.name, space_toml(space.restrict(resolutions=(1,), widths=(1,)))
     if name not in SPACES or layers != space_toml(SPACES[name].restrict(resolutions=(1,), widths=(1,))):
         name += f"-{hashlib.sha256(layers.encode()).hexdigest()[:8]}"
-    return tables / target.device.name / f"{name}-w{space.widths[0]:g}"
+    return f"{name}-w{space.widths[0]:g}"
 
 
 def find_table(tables: Path, target: Target, space: SearchSpace, progress: Progress) -> Table | None:
-    """The table of a target, if there is one and it was measured on this machine and this version of the runtime.
+    """The table of a target, the user's or one that ships, if it was measured on this machine and this version of the runtime.
 
     Raises:
         DamagedFileError: its files do not hold what they should.
     """
-    folder = table_folder(tables, target, space)
-    if not (folder / f"{target.slug}.toml").is_file():
-        return None
-    table = read_table(folder, target.slug)
-    differences = table.provenance.mismatches(host_facts(), RUNTIMES[target.runtime].version())
-    if differences:
+    for folder in (table_folder(tables, target, space), table_folder(SHIPPED, target, space)):
+        if not (folder / f"{target.slug}.toml").is_file():
+            continue
+        table = read_table(folder, target.slug)
+        differences = [*table.provenance.mismatches(host_facts(), installed_version(get_runtime(target.runtime)))]
+        if foreign := strangers(table, space):
+            differences.append(f"{len(foreign)} of its blocks are not of the space, {foreign[0]} for one")
+        if not differences:
+            return table
         progress.note(f"the table in {folder} is not used: {'; '.join(differences)}")
-        return None
-    return table
+    return None
 
 
 def measure_table(
-    tables: Path, target: Target, space: SearchSpace, *, classes: int, minutes: float, seed: int, progress: Progress
-) -> Table:
-    """Measures a table and stores it. Interrupted, it goes on where it was the next time.
+    tables: Path,
+    target: Target,
+    space: SearchSpace,
+    *,
+    classes: int,
+    minutes: float,
+    seed: int,
+    progress: Progress,
+    prior: Table | None = None,
+) -> tuple[Table, Journal, LatencyPredictor]:
+    """Measures a table and stores it. Interrupted, or asked again with more minutes, it goes on where it was.
+
+    Args:
+        tables: folder of tables.
+        target: where.
+        space: of one width.
+        classes: outputs of the whole networks.
+        minutes: of measuring, at most.
+        seed: of what is left to chance.
+        progress: is told about the work.
+        prior: of another target of the space; networks alone are then measured first, and blocks only if those do not suffice.
 
     Raises:
         DeviceError: the target failed.
+        DamagedFileError: what was measured before cannot be read.
     """
-    folder = table_folder(tables, target, space)
-    runtime = RUNTIMES[target.runtime]
-    # What is asked for is in the name, so a broken measurement of the same kind goes on, and another kind does not meet it.
-    workdir = folder / f".{target.slug}-{runtime.version()}-{classes}classes-{minutes:g}min-seed{seed}"
+    folder, runtime = table_folder(tables, target, space), get_runtime(target.runtime)
 
-    def convert(block: Block, path: Path) -> None:
-        runtime.convert(build_block(block), torch.zeros(input_shape(block)), path, dynamic_size=False)
+    def convert(what: Block | Arch, path: Path) -> None:
+        # Latency does not depend on the weights, so they are left at random.
+        if isinstance(what, Block):
+            module, shape = build_block(what), input_shape(what)
+        else:
+            module, shape = Subnet(space, what, classes), (1, 3, what.resolution, what.resolution)
+        runtime.convert(module, torch.zeros(shape), path, precision=target.precision, dynamic_size=isinstance(what, Block))
 
-    def convert_net(arch: Arch, path: Path) -> None:
-        example = torch.zeros(1, 3, arch.resolution, arch.resolution)
-        runtime.convert(Subnet(space, arch, classes), example, path, dynamic_size=False)
+    plan = _plan(space, classes, seed)
+    if prior is not None:
+        plan = replace(plan, least=0)
+    # What cannot stand in one table is in the name: measured again with another version, the old samples stay beside the new.
+    version = installed_version(runtime).replace(" ", "-")
+    path = folder / f"{target.slug}.{version}-{classes}classes.measurements.jsonl"
 
-    table = profile_table(_plan(space, classes, minutes, seed), convert, convert_net, target, workdir, progress=progress)
+    def complete(table: Table) -> Table:
+        return table if prior is None else table.with_prior(prior)
+
+    errors: list[float] = []
+
+    def good_enough(table: Table) -> bool:
+        errors.append(LatencyPredictor.fit(complete(table), space).error)
+        settled = len(errors) > PATIENCE and errors[-1] > 0.95 * errors[-1 - PATIENCE]
+        return errors[-1] <= GOAL or settled
+
+    table, journal = profile_table(plan, convert, target, path, budget_s=60 * minutes, good_enough=good_enough, progress=progress)
+    write_table(folder, target.slug, complete(table))
+    table = read_table(folder, target.slug)  # rows in the order in which everyone will find them
+    predictor = LatencyPredictor.fit(table, space)
+    assert predictor.quality is not None
+    table = replace(table, provenance=table.provenance.model_copy(update={"quality": asdict(predictor.quality)}))
     write_table(folder, target.slug, table)
-    # The raw samples stay beside what was made of them.
-    (workdir / JOURNAL).replace(folder / f"{target.slug}.{JOURNAL}")
-    workdir.rmdir()
-    return table
+    return table, journal, predictor
 
 
-def _plan(space: SearchSpace, classes: int, minutes: float, seed: int) -> Plan:
-    """As many blocks as the minutes allow, beside a fixed number of whole networks."""
-    left_s = 60 * minutes - (FIT_SUBNETS + TEST_SUBNETS) * SECONDS_A_SUBNET
-    plan = make_plan(
-        space, classes, blocks=max(MIN_BLOCKS, int(left_s / SECONDS_A_BLOCK)), fit=FIT_SUBNETS, test=TEST_SUBNETS, seed=seed
-    )
+def _prior(tables: Path, source: str, space: SearchSpace, precision: str | None, threads: int | None) -> Table:
+    """The table of another target, whatever machine it is of."""
+    target = parse_target(source) if "-" in source else parse_target(source, precision=precision, threads=threads)
+    for root in (tables, SHIPPED):
+        folder = table_folder(root, target, space)
+        if (folder / f"{target.slug}.toml").is_file():
+            return read_table(folder, target.slug)
+    raise UsageError(f"there is no table of {target} and {space.name}; `natdeploy tables list` says which there are")
+
+
+def _plan(space: SearchSpace, classes: int, seed: int) -> Plan:
+    plan = make_plan(space, classes, blocks=MOST_BLOCKS, least=LEAST_BLOCKS, fit=FIT_SUBNETS, test=TEST_SUBNETS, seed=seed)
     known = next(block for block in plan.blocks if block.kind == "classifier")
     others = tuple(replace(known, out_channels=count) for count in CLASSIFIERS if count != classes)
     return replace(plan, blocks=(*others, *plan.blocks))
@@ -134,8 +198,10 @@ def profile(
     width: float | None = None,
     classes: int = 1000,
     tables: Path | None = None,
-    threads: int = 1,
+    precision: str | None = None,
+    threads: int | None = None,
     budget_minutes: float | None = None,
+    source: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ProfileResult:
@@ -148,8 +214,11 @@ def profile(
         width: channel multiplier; the space's first by default. Every width has a table of its own.
         classes: outputs of the classifier of the whole networks.
         tables: folder of tables; the user's own by default.
-        threads: of the runtime.
-        budget_minutes: more blocks predict better.
+        precision: that numbers are computed in; the runtime's first by default.
+        threads: of the runtime; the device's by default.
+        budget_minutes: of measuring, at most; it ends earlier when more rows would not help.
+        source: target of whose table of this space blocks are taken over, such as `host/onnxruntime`: how this target differs,
+            a few networks tell, and few blocks or none have to be measured.
         seed: of the choice of blocks and networks.
         progress: is told about the work.
 
@@ -157,11 +226,11 @@ def profile(
         UsageError: device, runtime or space is unknown.
         DeviceError: the device failed.
     """
-    target = parse_target(f"{device}/{runtime}", threads)
+    target = parse_target(f"{device}/{runtime}", precision=precision, threads=threads)
     named, folder = get_space(space), tables_folder(tables)
     chosen = named.restrict(widths=(width or named.widths[0],))
-    start = time.perf_counter()
-    table = measure_table(
+    prior = None if source is None else _prior(folder, source, chosen, precision, threads)
+    table, journal, predictor = measure_table(
         folder,
         target,
         chosen,
@@ -169,7 +238,17 @@ def profile(
         minutes=budget_minutes or DEFAULT_MINUTES,
         seed=seed,
         progress=progress or Silent(),
+        prior=prior,
     )
-    quality = LatencyPredictor.fit(table, chosen).quality
-    seconds = time.perf_counter() - start
-    return ProfileResult(table_folder(folder, target, chosen), target.slug, len(table.blocks), len(table.subnets), quality, seconds)
+    assert predictor.quality is not None  # a measured table has networks to judge by
+    return ProfileResult(
+        folder=table_folder(folder, target, chosen),
+        slug=target.slug,
+        rows=len(table.blocks),
+        subnets=len(table.subnets),
+        quality=predictor.quality,
+        failures=dict(table.failures),
+        measuring_s=journal.measuring_s,
+        converting_s=journal.converting_s,
+        drift=journal.drift,
+    )

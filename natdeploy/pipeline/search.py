@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from natdeploy._version import __version__
 from natdeploy.errors import DamagedFileError, UsageError
-from natdeploy.hardware.device import Target, host_facts
+from natdeploy.hardware.device import Target, host_facts, parse_target
+from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.latency.predictor import LatencyPredictor, Quality, quality_text
 from natdeploy.logs import log_to
 from natdeploy.pipeline.budget import Budget, make_budget
@@ -128,7 +129,7 @@ def search(config: SearchConfig, progress: Progress | None = None) -> Path:
         "plan": dict(made.facts),
         "budget": made.budget.to_json(),
         "environment": _environment(),
-        "quality": asdict(predictor.quality),
+        "quality": predictor.quality and asdict(predictor.quality),
     }
     with RunStore.create(config.out, config.model_dump(mode="json"), facts) as store, log_to(config.out / LOG):
         store.add_seconds("profiling", profiling_s)
@@ -160,9 +161,20 @@ def _continue(folder: Path, progress: Progress, expected: SearchConfig | None) -
             progress.note(f"{folder} is finished")
             return folder
         setting = prepare(config, progress, store)
-        problem = make_problem(config, setting, LatencyPredictor.load(folder / PREDICTOR))
+        predictor = LatencyPredictor.load(folder / PREDICTOR)
+        _warn_of_changes(predictor, parse_target(config.target, threads=config.threads), progress)
+        problem = make_problem(config, setting, predictor)
         _start(config, setting, problem, Budget.from_json(store.get("budget")), store=store, progress=progress)
     return folder
+
+
+def _warn_of_changes(predictor: LatencyPredictor, target: Target, progress: Progress) -> None:
+    now = predictor.made_for.model_copy(update={"runtime_version": installed_version(get_runtime(target.runtime))})
+    if changes := predictor.made_for.differences(now):
+        progress.note(
+            f"latencies of this run are predicted for another {target.runtime} ({'; '.join(changes)}): they may be off; install "
+            f"that version again, or profile this one and start a new run"
+        )
 
 
 def read_config(store: RunStore) -> SearchConfig:
@@ -185,9 +197,10 @@ def _predictor(config: SearchConfig, setting: Setting, target: Target, progress:
     table = find_table(folder, target, setting.space, progress)
     if table is None:
         progress.note(f"no latency table of {target} for this space yet; measuring one, about {DEFAULT_MINUTES:g} min")
-        table = measure_table(
+        *_, predictor = measure_table(
             folder, target, setting.space, classes=len(setting.classes), minutes=DEFAULT_MINUTES, seed=0, progress=progress
         )
+        return predictor
     return LatencyPredictor.fit(table, setting.space)
 
 
@@ -202,12 +215,12 @@ def _facts(config: SearchConfig, setting: Setting) -> dict[str, str]:
     }
 
 
-def _plan(config: SearchConfig, setting: Setting, problem: Problem, quality: Quality) -> Plan:
+def _plan(config: SearchConfig, setting: Setting, problem: Problem, quality: Quality | None) -> Plan:
     budget = make_budget(config, setting, first_lesson(setting, problem))
     constraints = f"; {', '.join(config.constraints)} can be met" if config.constraints else ""
     facts = _facts(config, setting) | {
         "target": str(problem.target),
-        "predictor": quality_text(quality),
+        "predictor": quality_text(quality) if quality else "a sum of imported blocks; nothing tells how good it is",
         "reachable": ", ".join(f"{name} {show(name, low)} to {show(name, high)}" for name, (low, high) in problem.reachable.items())
         + constraints,
         "budget": str(budget),

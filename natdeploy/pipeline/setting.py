@@ -14,7 +14,18 @@ from natdeploy.pipeline.config import SearchConfig
 from natdeploy.progress import Progress, Silent
 from natdeploy.space import Arch, Layer, SearchSpace, get_space, space_toml
 from natdeploy.store import RunStore
-from natdeploy.supernet import InputConvention, Padding, RemapReport, Seed, Supernet, choose_input, read_seed, remap, supernet_of
+from natdeploy.supernet import (
+    InputConvention,
+    Padding,
+    RemapReport,
+    RemapRules,
+    Seed,
+    Supernet,
+    choose_input,
+    read_seed,
+    remap,
+    supernet_of,
+)
 from natdeploy.tasks import Classification, Pixels, Splits, decode, scan_images, split
 from natdeploy.training.memory import keep_freed_memory
 
@@ -123,7 +134,7 @@ def prepare(config: SearchConfig, progress: Progress, store: RunStore | None = N
         convention = choose_input(seed, _photos(pixels, splits.train))
         task = _task(config, pixels, splits, convention)
     generator = torch.Generator().manual_seed(config.seed)
-    supernet, report = make_supernet(seed, space, len(task.classes), convention.padding, generator)
+    supernet, report = make_supernet(seed, space, len(task.classes), convention.padding, generator, rules=config.remap)
     supernet = supernet.to(device).to(memory_format=torch.channels_last)
     return Setting(space, seed, convention, report, supernet, task, device)
 
@@ -146,7 +157,13 @@ def read_for(path: Path, space: SearchSpace) -> tuple[Seed, SearchSpace]:
 
 
 def make_supernet(
-    seed: Seed, space: SearchSpace, classes: int, padding: Padding, generator: torch.Generator
+    seed: Seed,
+    space: SearchSpace,
+    classes: int,
+    padding: Padding,
+    generator: torch.Generator,
+    *,
+    rules: RemapRules | None = None,
 ) -> tuple[Supernet, RemapReport]:
     """The supernet of a space with a seed's weights: those of a supernet of the space as they are, those of a network remapped.
 
@@ -155,7 +172,7 @@ def make_supernet(
     """
     if not (seed.supernet and space == seed.space):
         supernet = Supernet(space, classes, width=seed.arch.width, padding=padding, norm_eps=seed.norm_eps, generator=generator)
-        return supernet, remap(seed, supernet)
+        return supernet, remap(seed, supernet, rules)
     supernet = supernet_of(replace(seed, padding=padding))
     kept = {name: name for name in seed.state}
     new: tuple[str, ...] = ()

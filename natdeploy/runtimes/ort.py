@@ -6,8 +6,11 @@ The functions but `convert` need only numpy and onnxruntime, and run on Python 3
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +23,17 @@ if TYPE_CHECKING:
 
 NAME = "onnxruntime"
 SUFFIX = ".onnx"
+REQUIREMENT = "onnxruntime"
+PRECISIONS: tuple[str, ...] = ("fp32", "int8")
+DELEGATES: tuple[str, ...] = ("cpu", "cuda", "tensorrt")
 PROVIDER = "CPUExecutionProvider"
+_PROVIDERS: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
+    "cpu": ((PROVIDER, {}),),
+    # Without the option, GPUs multiply fp32 numbers with the mantissa of fp16.
+    "cuda": (("CUDAExecutionProvider", {"use_tf32": "0"}), (PROVIDER, {})),
+    "tensorrt": (("TensorrtExecutionProvider", {}), ("CUDAExecutionProvider", {"use_tf32": "0"}), (PROVIDER, {})),
+}
+"""In order of precedence: a provider leaves to the next what it cannot do."""
 OPSET = 17
 """Read by every ONNX Runtime since 1.13, by OpenVINO and by TensorRT 8.6 and later."""
 INPUT, OUTPUT = "input", "output"
@@ -28,10 +41,17 @@ INPUT, OUTPUT = "input", "output"
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model and the names of its inputs, in the order in which `run` takes them."""
+    """A loaded model.
+
+    Attributes:
+        native: of the library.
+        inputs: their names, in the order in which `run` takes them.
+        loaded: path, shape, threads and delegate that it was loaded with.
+    """
 
     native: Any
     inputs: tuple[str, ...]
+    loaded: tuple[Any, ...]
 
 
 def version() -> str:
@@ -41,23 +61,33 @@ def version() -> str:
     return str(onnxruntime.__version__)
 
 
-def details() -> dict[str, str]:
-    """What else has to be known to compare numbers: the execution provider and the version."""
-    return {"runtime": NAME, "runtime_version": version(), "provider": PROVIDER}
+def details(precision: str, delegate: str) -> dict[str, str]:
+    """What else has to be known to compare numbers: version, execution provider and precision."""
+    return {"runtime": NAME, "runtime_version": version(), "provider": _PROVIDERS[delegate][0][0], "precision": precision}
 
 
-def convert(module: torch.nn.Module, example: torch.Tensor, path: Path, *, dynamic_size: bool) -> None:
+def convert(
+    module: torch.nn.Module,
+    example: torch.Tensor,
+    path: Path,
+    *,
+    precision: str = "fp32",
+    dynamic_size: bool,
+    calibration: Sequence[torch.Tensor] | None = None,
+) -> None:
     """Writes an ONNX file whose batch normalisation is folded into its convolutions. An existing file is replaced atomically.
 
     Args:
         module: takes and gives one tensor; exported in evaluation mode, left in the mode it was in.
         example: an input, (1, channels, height, width) or (1, features). The batch size stays 1.
         path: of the file to write.
+        precision: of the file; `int8` quantises weights, one scale a channel, and activations (QuantizeLinear, DequantizeLinear).
         dynamic_size: height and width may differ from the example's.
+        calibration: inputs that quantisation learns its ranges from; the example alone by default.
     """
     import torch
 
-    axes = {INPUT: {2: "height", 3: "width"}} if dynamic_size else None
+    axes = {INPUT: {2: "height", 3: "width"}} if dynamic_size and example.dim() == 4 else None
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with warnings.catch_warnings():
@@ -75,23 +105,92 @@ def convert(module: torch.nn.Module, example: torch.Tensor, path: Path, *, dynam
                 output_names=[OUTPUT],
                 dynamic_axes=axes,
             )
+        if precision == "int8":
+            _quantise(temporary, [example] if calibration is None else calibration)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: str | Path, threads: int) -> Session:
-    """A session on the CPU with exactly that many threads, which sleep between runs instead of spinning."""
+def _quantise(path: Path, calibration: Sequence[torch.Tensor]) -> None:
+    """Quantises a file in place.
+
+    Activations are unsigned, because ONNX Runtime has fewer signed 8-bit operators on CPUs: with them a MobileNetV2 takes twice as
+    long, as long as in fp32.
+    """
+    from onnxruntime import quantization
+
+    with tempfile.TemporaryDirectory() as folder:
+        # Folds what stands between weights and convolutions, which would otherwise stay in fp32.
+        prepared = Path(folder, "prepared.onnx")
+        quantization.quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            str(prepared),
+            str(path),
+            _Reader(calibration),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+
+
+class _Reader:
+    """Calibration inputs one by one, as the library asks for them."""
+
+    def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
+        self._inputs = iter(inputs)
+
+    def get_next(self) -> dict[str, Any] | None:
+        tensor = next(self._inputs, None)
+        return None if tensor is None else {INPUT: tensor.cpu().numpy()}
+
+
+def companions(path: Path) -> tuple[Path, ...]:
+    """None: an ONNX file holds its weights."""
+    return ()
+
+
+def load(path: str | Path, shape: Sequence[int], threads: int, precision: str, delegate: str) -> Session:
+    """A session for inputs of exactly that shape, with exactly that many threads, which sleep between runs instead of spinning.
+
+    Raises:
+        ImportError: the library was built without the provider.
+        RuntimeError: the provider does not work here, or not in this precision; or the library's own.
+    """
+    if precision == "int8" and delegate != "cpu":
+        raise RuntimeError(f"natdeploy's int8 files for ONNX Runtime are for CPUs, not for {delegate}; use fp32 there")
+    native = _native(path, shape, threads, delegate)
+    return Session(native, tuple(each.name for each in native.get_inputs()), (path, shape, threads, delegate))
+
+
+def _native(path: str | Path, shape: Sequence[int], threads: int, delegate: str, *, profile: str | None = None) -> Any:
+    """The library's session; where `profile` is given, its runs are recorded in a file whose name begins so."""
     import onnxruntime
 
+    wanted = _PROVIDERS[delegate][0][0]
+    known = onnxruntime.get_available_providers()
+    if wanted not in known:
+        raise ImportError(f"the onnxruntime installed here has no {wanted}; install one that does: pip install onnxruntime-gpu")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3  # errors only
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    native = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
-    return Session(native, tuple(each.name for each in native.get_inputs()))
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    if len(shape) == 4:
+        # The optimiser then knows every size, as in a file that was converted at this one.
+        options.add_free_dimension_override_by_name("height", shape[2])
+        options.add_free_dimension_override_by_name("width", shape[3])
+    providers = [each for each in _PROVIDERS[delegate] if each[0] in known]
+    # The library's own fallback would say on standard output that it uses the CPU, and use it.
+    native = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    if native.get_providers()[0] != wanted:
+        raise RuntimeError(f"{wanted} cannot be used here, and ONNX Runtime took {native.get_providers()[0]} in its place")
+    return native
 
 
 def run(session: Session, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
@@ -103,3 +202,21 @@ def run(session: Session, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.nda
     """
     outputs: list[np.ndarray[Any, Any]] = session.native.run(None, dict(zip(session.inputs, inputs)))  # noqa: B905 (Python 3.8 has no `strict`)
     return outputs
+
+
+def placement(session: Session) -> list[tuple[str, str, int]]:
+    """Operator type, provider, and how many nodes are so, sorted.
+
+    Taken from the profile of a run. What ONNX Runtime records of its assignment (`get_provider_graph_assignment_info`) is the graph
+    before most of its nodes are fused, quantised or changed in layout.
+    """
+    import numpy as np
+
+    _, shape, _, _ = session.loaded
+    with tempfile.TemporaryDirectory() as folder:
+        native = _native(*session.loaded, profile=str(Path(folder, "profile")))
+        native.run(None, {name: np.zeros(shape, np.float32) for name in session.inputs})
+        events = json.loads(Path(native.end_profiling()).read_text())
+    facts = [event["args"] for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+    found = Counter((str(each["op_name"]), str(each["provider"])) for each in facts)
+    return sorted((kind, where, count) for (kind, where), count in found.items())

@@ -107,13 +107,13 @@ def load_runtime(path: Path) -> ModuleType:
 class _Timed:
     """A model in this process, ready to be run."""
 
-    def __init__(self, runtime: ModuleType, model: dict[str, Any], threads: int, seed: int, waited: _Waited) -> None:
+    def __init__(self, runtime: ModuleType, model: dict[str, Any], plan: dict[str, Any], waited: _Waited) -> None:
         import numpy as np
 
         self._runtime, self._waited = runtime, waited
-        self._inputs = [np.random.default_rng(seed).standard_normal(model["shape"]).astype(np.float32)]
+        self._inputs = [np.random.default_rng(plan["seed"]).standard_normal(model["shape"]).astype(np.float32)]
         start = time.perf_counter()
-        self._session = runtime.load(model["model"], threads)
+        self._session = runtime.load(model["model"], model["shape"], plan["threads"], plan["precision"], plan["delegate"])
         self.load_ms = (time.perf_counter() - start) * 1e3
         self.first_ms = self._once()[0]
 
@@ -153,11 +153,12 @@ def median(values: list[float]) -> float:
 
 def records(plan: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     """The environment, then one record a candidate in the plan's order. A model that fails has `error` instead of numbers."""
-    settings, threads, seed = plan["settings"], plan["threads"], plan["seed"]
+    settings = plan["settings"]
     runtime, waited = load_runtime(folder / plan["runtime"]), _Waited()
-    yield dict(environment(), **runtime.details(), threads=threads, settings=settings)
+    details = runtime.details(plan["precision"], plan["delegate"])
+    yield dict(environment(), **details, threads=plan["threads"], settings=settings)
     slices = settings["slices"]
-    reference = _Timed(runtime, plan["reference"], threads, seed, waited)
+    reference = _Timed(runtime, plan["reference"], plan, waited)
     reference.warm_up(settings["warmup_runs"], settings["warmup_s"])
     models: dict[str, _Timed] = {}
     results: dict[str, dict[str, Any]] = {
@@ -170,7 +171,7 @@ def records(plan: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
 
     for candidate in plan["candidates"]:
         with _step(candidate["id"], results):
-            model = _Timed(runtime, candidate, threads, seed, waited)
+            model = _Timed(runtime, candidate, plan, waited)
             warmup_runs = model.warm_up(settings["warmup_runs"], settings["warmup_s"])
             results[candidate["id"]].update(load_ms=model.load_ms, first_ms=model.first_ms, warmup_runs=warmup_runs)
             models[candidate["id"]] = model

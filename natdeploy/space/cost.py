@@ -60,6 +60,15 @@ class BlockSum:
         self._widths, self._rows = shape[1], np.arange(shape[2]) * shape[3]
         self._stride = shape[2] * shape[3]
 
+    def terms(self, resolution: int, width: int) -> tuple[float, Floats]:
+        """The sum taken apart, for one resolution and width (their codes): what every architecture has, and what each code of each
+        slot adds, (slots, codes); code 0, a skipped slot, adds 0. The expectation over a distribution of codes is linear in its
+        probabilities: fixed + (probabilities * added).sum().
+        """
+        where = resolution * self._widths + width
+        rows = self._slots[where * self._stride : (where + 1) * self._stride]
+        return float(self._fixed[where]), rows.reshape(len(self._rows), -1).copy()
+
     def __call__(self, genotypes: Genotypes) -> Floats:
         """Totals (n,) of canonical genotypes (n, variables)."""
         where = genotypes[:, 0] * self._widths + genotypes[:, 1]

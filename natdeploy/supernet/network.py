@@ -132,7 +132,7 @@ class Supernet(nn.Module):
             UsageError: the architecture is not of this supernet's space and width.
         """
         self.space.validate(arch)
-        with _no_collection():
+        with _no_collection(), torch.no_grad():
             return self._extract(arch)
 
     def _extract(self, arch: Arch) -> Subnet:
@@ -145,11 +145,12 @@ class Supernet(nn.Module):
         for stage, modules, layers in zip(self.stages, subnet.stages, arch.stages, strict=True):
             for elastic, module, layer in zip(cast(nn.ModuleList, stage), cast(nn.Sequential, modules), layers, strict=False):
                 depthwise = cast(ElasticMBConv, elastic).depthwise
-                if depthwise.transformed:
+                if layer.kernel in depthwise.transformed:
                     conv = cast(nn.Conv2d, cast(MBConv, module).depthwise.conv)
-                    weight = depthwise.weight(len(conv.weight), 1, layer.kernel)
-                    conv.weight = nn.Parameter(weight.detach().clone())
-        return subnet.eval()
+                    conv.weight = nn.Parameter(depthwise.weight(len(conv.weight), 1, layer.kernel))  # computed, so not shared
+        for module in (subnet, subnet.stages, *subnet.stages):  # blocks are built for evaluation
+            module.training = False
+        return subnet
 
     def _modules_of(self, arch: Arch) -> Iterator[nn.Module]:
         """The modules that an architecture uses, in the order data flows."""

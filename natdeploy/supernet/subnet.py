@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import cast
 
@@ -129,28 +130,36 @@ def cropped_block(block: Block, padding: Padding, norm_eps: float, source: nn.Mo
     Most of the time of building a module goes into initial values and into torch's own bookkeeping of attributes, so this copies a
     module that was built once. That makes the extraction of a subnet several times faster.
     """
-    return _cropped(_hollow(block, padding, norm_eps), source)
+    # Of the size, padding sees only whether it is even; so a block is kept once for all resolutions (40 KB each).
+    return _cropped(_hollow(replace(block, size=2 - block.size % 2), padding, norm_eps), source)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def _hollow(block: Block, padding: Padding, norm_eps: float) -> nn.Module:
     """A block whose tensors have shapes only."""
     with torch.device("meta"):
         return build_block(block, padding, norm_eps).eval()
 
 
+_TABLES = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict))
+"""Where torch keeps the state of a module; most are empty."""
+
+
 def _cropped(hollow: nn.Module, source: nn.Module | None) -> nn.Module:
-    # torch keeps the state of a module in dictionaries, most of them empty; the twin gets its own.
     twin = hollow.__class__.__new__(hollow.__class__)
     state = twin.__dict__
-    for name, value in hollow.__dict__.items():
-        state[name] = (value.copy() if value else type(value)()) if isinstance(value, dict) else value
+    state.update(hollow.__dict__)
+    for name in _TABLES:  # the twin's own
+        table = state[name]
+        state[name] = table.copy() if table else type(table)()
     if source is not None:
-        for tensors, theirs in ((state["_parameters"], source._parameters), (state["_buffers"], source._buffers)):
-            for name, shaped in tensors.items():
-                if shaped is not None and (shared := theirs[name]) is not None:
-                    copy = crop(shared.detach(), shaped.shape).clone()
-                    tensors[name] = nn.Parameter(copy) if isinstance(shaped, nn.Parameter) else copy
+        parameters, buffers, theirs = state["_parameters"], state["_buffers"], {**source._parameters, **source._buffers}
+        for name, shaped in parameters.items():
+            if shaped is not None:
+                parameters[name] = nn.Parameter(crop(cast(Tensor, theirs[name]), shaped.shape).clone())
+        for name, shaped in buffers.items():
+            if shaped is not None:
+                buffers[name] = crop(cast(Tensor, theirs[name]), shaped.shape).clone()
     parts = {} if source is None else source._modules
     state["_modules"] = {name: child and _cropped(child, parts.get(name)) for name, child in hollow._modules.items()}
     return twin

@@ -93,6 +93,15 @@ def test_options_win_over_the_file_and_the_file_over_defaults(asked: list[Search
     assert asked == [wanted], "an option that is typed wins even where it equals the default"
 
 
+def test_a_file_sets_rules_of_remapping_and_of_training(asked: list[SearchConfig], tmp_path: Path) -> None:
+    file = tmp_path / "search.toml"
+    file.write_text('data = "photos"\n[remap]\nwidth = "first"\ndepth = "copy"\n[adapt.train]\nautocast = true\n')
+    assert run("--config", file).exit_code == 0
+    [config] = asked
+    assert (config.remap.width, config.remap.kernel, config.remap.depth) == ("first", "centre", "copy")
+    assert config.adapt.train.autocast and not SearchConfig(data=Path(), out=Path()).adapt.train.autocast
+
+
 @pytest.mark.parametrize(
     ("file", "options", "said"),
     [
@@ -101,7 +110,14 @@ def test_options_win_over_the_file_and_the_file_over_defaults(asked: list[Search
         ("data = photos\n", [], "is not valid TOML"),
         ("threads = 2\n", [], "no images are given; name their folder with --data"),
         ('data = "photos"\n', ["--minutes", "-1"], "minutes = -1.0 is not possible"),
-        ('data = "photos"\n[nat]\ntemperature = 3\n', [], "unknown setting 'nat.temperature'"),
+        ('data = "photos"\n[nat]\ntemperature = 3\n', [], "unknown setting 'nat.temperature'; known are initial, rounds,"),
+        ('data = "photos"\n[remap]\nwidht = "first"\n', [], "unknown setting 'remap.widht'; known are width, kernel, depth"),
+        (
+            'data = "photos"\n[remap]\nkernel = "edges"\n',
+            [],
+            "remap.kernel = 'edges' is not possible: Input should be 'centre' or 'd",
+        ),
+        ('data = "photos"\n[adapt.train]\nbf16 = true\n', [], "unknown setting 'adapt.train.bf16'; known are learning_rate,"),
     ],
 )
 def test_impossible_settings_end_with_2(

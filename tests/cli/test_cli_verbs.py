@@ -123,7 +123,15 @@ def test_an_unstable_measurement_ends_with_6_when_strict(calls: list[Any], monke
 def test_profile_says_how_well_it_predicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     quality = Quality(n=20, within_5=0.8, within_10=1.0, mape=0.031, spearman=0.99, kendall=0.95, coverage=0.9)
     found = pipeline.ProfileResult(
-        folder=tmp_path, slug="onnxruntime-fp32-1t", rows=150, subnets=34, quality=quality, seconds=200.0
+        folder=tmp_path,
+        slug="onnxruntime-fp32-1t",
+        rows=150,
+        subnets=34,
+        quality=quality,
+        failures={"mbconv-8x16-m96-o24-k3-s2": "no answer within 300 s"},
+        measuring_s=200.0,
+        converting_s=20.0,
+        drift=0.04,
     )
     asked: dict[str, Any] = {}
 
@@ -132,7 +140,7 @@ def test_profile_says_how_well_it_predicts(monkeypatch: pytest.MonkeyPatch, tmp_
         return found
 
     monkeypatch.setattr(pipeline, "profile", profile)
-    result = run("profile", "--classes", "12", "--minutes", "4", "--tables", str(tmp_path))
+    result = run("profile", "--classes", "12", "--budget", "240s", "--from", "host/tflite", "--tables", str(tmp_path))
     assert result.exit_code == 0, result.output
     asked.pop("progress")
     assert asked == {
@@ -141,15 +149,38 @@ def test_profile_says_how_well_it_predicts(monkeypatch: pytest.MonkeyPatch, tmp_
         "space": "mbv2",
         "classes": 12,
         "tables": tmp_path,
-        "threads": 1,
+        "precision": None,
+        "threads": None,
+        "source": "host/tflite",
         "budget_minutes": 4.0,
         "seed": 0,
         "width": None,
     }
-    assert "150 blocks and 34 nets measured in 3 min 20 s" in result.stdout
+    assert "150 blocks and 34 nets, measured in 3 min 20 s and converted in 20 s; the reference net drifted by 4%" in result.stdout
+    assert "not measured: mbconv-8x16-m96-o24-k3-s2: no answer within 300 s" in result.stdout
     assert "predicted on 20 unseen nets: within 5 % 80%, within 10 % 100%, mean error 3.1%" in result.stdout
     as_json = json.loads(run("profile", "--json").stdout)
     assert (as_json["rows"], as_json["quality"]["within_10"], as_json["folder"]) == (150, 1.0, str(tmp_path))
+
+
+def test_predict_shows_intervals_and_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    quality = Quality(n=20, within_5=0.95, within_10=1.0, mape=0.02, spearman=0.99, kendall=0.95, coverage=0.9)
+    one = pipeline.PredictedLatency("r64-w1-k3e1", "abc", 1.5, 1.4, 1.6, known=True, macs=10_000_000)
+    monkeypatch.setattr(pipeline, "predict", lambda *_, **__: ([one, replace(one, known=False)], quality))
+    result = run("predict", "r64-w1-k3e1", "r64-w1-k3e1")
+    first, second, last = result.stdout.splitlines()
+    assert first == "1.500 ms (1.400 to 1.600)  10.0M MACs  r64-w1-k3e1"
+    assert second == f"{first}  outside of what was measured: a guess"
+    assert "within 5 % for 95%" in last
+    as_json = json.loads(run("predict", "r64-w1-k3e1", "--json").stdout)
+    assert [each["known"] for each in as_json["predictions"]] == [True, False]
+
+
+@pytest.mark.parametrize("text", ["soon", "0min", "-3min", "5 weeks"])
+def test_a_budget_that_is_no_time_is_refused(text: str) -> None:
+    result = run("profile", "--budget", text)
+    assert result.exit_code == 2
+    assert "10min, 90s or 1.5h" in result.stderr
 
 
 def test_a_damaged_run_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from natdeploy.errors import UsageError
 from natdeploy.hardware.device import device_names, host_facts, load_device, parse_target
 
-DEVICE = 'name = "pi"\ndescription = "a board"\ntransport = "local"\nruntimes = ["onnxruntime"]\nprecision = "fp32"\nthreads = 2\n'
+DEVICE = 'name = "pi"\ndescription = "a board"\ntransport = "local"\nruntimes = ["onnxruntime"]\nthreads = 2\n'
 
 
 def test_every_shipped_device_loads_under_its_own_name() -> None:
@@ -39,7 +39,7 @@ def test_device_file_by_path(tmp_path: Path) -> None:
     [
         ("toaster", "known are host"),
         ("host/tensorflow", "no runtime 'tensorflow'"),
-        ("host/onnxruntime-int8-1t", "computes in fp32"),
+        ("host/onnxruntime-bf16-1t", "not in bf16"),
         ("host/onnxruntime/x", "expected DEVICE"),
         ("nowhere/pi.toml", "no device file"),
     ],

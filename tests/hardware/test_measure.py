@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from natdeploy.errors import DeviceError
-from natdeploy.hardware import measure as module
+from natdeploy.hardware import runtimes as registry
 from natdeploy.hardware.device import parse_target
 from natdeploy.hardware.measure import NETS, QUICK, RUNS_NEEDED, Candidate, MeasureSettings, measure, percentile
 from natdeploy.progress import Silent
@@ -19,10 +20,11 @@ from natdeploy.runtimes import ort
 HANGING_RUNTIME = """
 import os, time
 import numpy as np
-NAME, SUFFIX = "hanging", ".txt"
+NAME, SUFFIX, PRECISIONS, DELEGATES = "hanging", ".txt", ("fp32",), ("cpu",)
 def version(): return "1"
-def details(): return {"runtime": NAME, "runtime_version": "1", "provider": "none"}
-def load(path, threads):
+def details(precision, delegate): return {"runtime": NAME, "runtime_version": "1", "provider": "none"}
+def companions(path): return ()
+def load(path, shape, threads, precision, delegate):
     with open(path) as file: return file.read()
 def run(session, inputs):
     if session == "hang": time.sleep(60)
@@ -47,8 +49,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Candidate]:
 def text_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Candidate]:
     """Models of a runtime that does what the file says, in place of ONNX Runtime."""
     (tmp_path / "hanging.py").write_text(HANGING_RUNTIME)
-    runtime = type("Runtime", (), {"__file__": str(tmp_path / "hanging.py"), "SUFFIX": ".txt"})
-    monkeypatch.setitem(module.RUNTIMES, "onnxruntime", runtime)
+    spec = importlib.util.spec_from_file_location("hanging", tmp_path / "hanging.py")
+    assert spec is not None
+    assert spec.loader is not None
+    runtime = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(runtime)
+    monkeypatch.setitem(registry.RUNTIMES, "onnxruntime", runtime)
     found = {}
     for name in ("reference", "well", "hang", "crash", "raise"):
         (tmp_path / f"{name}.txt").write_text(name)
@@ -109,6 +115,13 @@ def test_a_hanging_model_is_recorded_and_the_others_are_measured(text_models: di
     assert result["well"].p50_ms > 1
 
 
-def test_a_crash_of_the_runner_is_a_device_error(text_models: dict[str, Candidate]) -> None:
+def test_a_crashing_model_is_recorded_and_the_others_are_measured(text_models: dict[str, Candidate]) -> None:
+    candidates = [text_models[name] for name in ("crash", "well")]
+    result = measure(candidates, text_models["reference"], parse_target("host"), QUICK, seed=0, progress=Silent(), keep_going=True)
+    assert [each.id for each in result.measurements] == ["well"]
+    assert "ended with code 7" in result.failures["crash"]
+
+
+def test_a_crash_is_a_device_error_where_every_number_is_needed(text_models: dict[str, Candidate]) -> None:
     with pytest.raises(DeviceError, match="ended with code 7"):
         measure([text_models["crash"]], text_models["reference"], parse_target("host"), QUICK, seed=0, progress=Silent())

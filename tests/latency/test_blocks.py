@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from natdeploy.errors import UsageError
 from natdeploy.latency.blocks import block_key, input_shape, parse_block
-from natdeploy.latency.profile import space_blocks
+from natdeploy.latency.plan import space_blocks
 from natdeploy.space import Block, get_space
 from natdeploy.space.blocks import ACTIVATIONS, KINDS
 from natdeploy.space.catalog import NAMES

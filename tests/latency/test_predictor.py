@@ -14,9 +14,9 @@ import xgboost
 
 from natdeploy.errors import DamagedFileError, UsageError
 from natdeploy.latency.blocks import Floats, Parts, boundary, cold, parts_of, work, work_names
+from natdeploy.latency.plan import make_plan, space_blocks
 from natdeploy.latency.predictor import BlockModel, LatencyPredictor, quality_text
-from natdeploy.latency.profile import make_plan, space_blocks
-from natdeploy.latency.table import BlockRow, Provenance, SubnetRow, Table, Timing
+from natdeploy.latency.table import BlockRow, Origin, Provenance, SubnetRow, Table, Timing
 from natdeploy.space import Block, get_space
 from natdeploy.space.space import squeeze_channels
 
@@ -42,7 +42,7 @@ def timing(latency_ms: float) -> Timing:
 
 
 def invented_table(noise: float) -> Table:
-    plan = make_plan(SPACE, CLASSES, blocks=90, fit=24, test=30, seed=0)
+    plan = make_plan(SPACE, CLASSES, blocks=90, least=90, fit=24, test=30, seed=0)
     rng = np.random.default_rng(0)
 
     def noisy(latency_ms: float) -> Timing:
@@ -191,7 +191,7 @@ def test_saved_and_loaded_it_predicts_the_same(predictor: LatencyPredictor, tmp_
     assert (back.predict_blocks(blocks) == predictor.predict_blocks(blocks)).all()
     archs = SPACE.decode_all(genotypes)
     assert (back.predict(SPACE, archs, CLASSES).known == predictor.predict(SPACE, archs, CLASSES).known).all()
-    assert (back.quality, back.source) == (predictor.quality, predictor.source)
+    assert (back.quality, back.made_for) == (predictor.quality, predictor.made_for)
     assert [each.name for each in tmp_path.iterdir()] == ["predictor.json"]
 
 
@@ -260,3 +260,58 @@ def test_a_hundred_blocks_of_a_real_phone_predict_the_others_better_than_plain_x
     assert (error <= 0.05).mean() > (plain_error <= 0.05).mean() + 0.1
     for part in (squeezed, ~squeezed):
         assert (error[part] <= 0.10).mean() >= 0.95
+
+
+def test_expected_latency_of_a_mixture_is_linear_and_agrees_with_predictions(predictor: LatencyPredictor) -> None:
+    rng = np.random.default_rng(0)
+    resolution, width = SPACE.resolutions[3], SPACE.widths[0]
+    fixed, added = predictor.terms(SPACE, CLASSES, resolution, width)
+    genotypes = SPACE.sample(50, rng)
+    genotypes[:, 0], genotypes[:, 1] = 3, 0
+    expected = predictor.total(SPACE, CLASSES)(genotypes)
+    one_hot = np.eye(added.shape[1])[genotypes[:, 2:]]
+    assert np.allclose(fixed + (one_hot * added).sum(axis=(1, 2)), expected)
+    mixture = rng.dirichlet(np.ones(50))
+    assert np.isclose(fixed + (np.tensordot(mixture, one_hot, 1) * added).sum(), mixture @ expected)
+    assert (added[:, 0] == 0).all()
+
+
+def slower_machine(table: Table, *, nets: int) -> Table:
+    """Networks alone, on a machine twice as slow, whose depthwise convolutions are slower still."""
+    rng = np.random.default_rng(5)
+    fit, test = ([row for row in table.subnets if row.role == role] for role in ("fit", "test"))
+    subnets = []
+    for row in [*fit[:: len(fit) // nets][:nets], *test]:
+        ms = 0.2 + sum(2 * within_ms(block) + 6e-8 * block.depthwise_macs for block in SPACE.blocks(row.arch, CLASSES))
+        subnets.append(replace(row, timing=timing(ms * float(np.exp(0.01 * rng.standard_normal())))))
+    return replace(table, blocks=(), subnets=tuple(subnets))
+
+
+def test_a_few_networks_and_another_targets_blocks_make_a_predictor(table: Table) -> None:
+    few = slower_machine(table, nets=12)
+    with pytest.raises(UsageError, match="has 0 blocks"):
+        LatencyPredictor.fit(few, SPACE)
+    transferred = LatencyPredictor.fit(few.with_prior(table), SPACE)
+    assert transferred.quality is not None
+    assert transferred.quality.within_10 >= 0.9
+    assert transferred.quality.spearman > 0.98
+
+
+def test_an_imported_table_without_networks_predicts_sums_and_claims_nothing(table: Table) -> None:
+    origin = Origin(kind="imported", format="ofa")
+    imported = replace(table, subnets=(), provenance=table.provenance.model_copy(update={"origin": origin}))
+    predictor = LatencyPredictor.fit(imported, SPACE)
+    assert predictor.quality is None
+    archs = SPACE.decode_all(SPACE.sample(20, np.random.default_rng(0)))
+    found = predictor.predict(SPACE, archs, CLASSES)
+    sums = [sum(alone_ms(block) for block in SPACE.blocks(arch, CLASSES)) for arch in archs]
+    assert np.corrcoef(np.log(found.latency_ms), np.log(sums))[0, 1] > 0.98
+    assert np.isinf(found.high_ms).all()
+    assert (found.low_ms == 0).all()
+
+
+def test_a_predictor_knows_what_it_was_made_for(predictor: LatencyPredictor) -> None:
+    made = predictor.made_for
+    assert made.differences(made) == ()
+    other = made.model_copy(update={"runtime_version": "9.9", "threads": 2})
+    assert made.differences(other) == (f"runtime version was {made.runtime_version}, is 9.9", "threads was 1, is 2")

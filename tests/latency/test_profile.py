@@ -1,154 +1,225 @@
-"""Plans cover the space, and measuring one can be interrupted anywhere."""
+"""Measuring a plan: interrupted anywhere it goes on, what fails is left out and named, and it ends when it is good enough."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from natdeploy.errors import DamagedFileError
+from natdeploy.errors import DamagedFileError, DeviceError
 from natdeploy.hardware.device import parse_target
 from natdeploy.hardware.measure import QUICK
 from natdeploy.latency import profile
 from natdeploy.latency.blocks import block_key, input_shape
-from natdeploy.latency.profile import Plan, make_plan, plan_blocks, plan_subnets, profile_table, reference_arch, space_blocks
+from natdeploy.latency.journal import Journal
+from natdeploy.latency.plan import Plan, make_plan
+from natdeploy.latency.profile import profile_table
 from natdeploy.latency.table import Table
 from natdeploy.progress import Silent
 from natdeploy.runtimes import ort
-from natdeploy.space import Arch, Block, cost, get_space
-from natdeploy.space.catalog import SPACES
+from natdeploy.space import Arch, Block, get_space
 from natdeploy.supernet.subnet import Subnet, build_block
 
-MBV2, DEMO = get_space("mbv2"), get_space("demo")
-
-
-def test_space_blocks_are_those_of_its_architectures() -> None:
-    known = space_blocks(DEMO, 10)
-    assert len(set(known)) == len(known)
-    seen = {block for arch in DEMO.decode_all(DEMO.sample(3000, np.random.default_rng(0))) for block in DEMO.blocks(arch, 10)}
-    assert seen == set(known)
-
-
-def test_block_plan_holds_every_choice_before_it_repeats_any() -> None:
-    plan = plan_blocks(MBV2, 10, 150, np.random.default_rng(0))
-    assert len(set(plan)) == len(plan) == 150
-    families = {replace(block, size=0) for block in space_blocks(MBV2, 10)}
-    first = plan[: len(families)]
-    assert {replace(block, size=0) for block in first} == families
-    assert {block.kind for block in plan[:3]} == {"stem", "head", "classifier"}
-    sizes = {
-        block.size for block in plan if (block.mid_channels, block.out_channels, block.kernel, block.stride) == (144, 24, 5, 1)
-    }
-    assert max(sizes) / min(sizes) >= 1.5
-
-
-def test_block_plan_never_asks_for_more_than_there_is() -> None:
-    plan = plan_blocks(DEMO, 10, 10**6, np.random.default_rng(0))
-    assert sorted(plan) == sorted(space_blocks(DEMO, 10))
-
-
-def test_subnets_are_spread_and_disjoint_with_the_extremes_to_learn_from() -> None:
-    fit, test = plan_subnets(MBV2, 14, 20, np.random.default_rng(0))
-    assert (len(fit), len(test)) == (14, 20)
-    assert len({*fit, *test}) == 34
-    macs = {role: np.sort(cost(MBV2, archs).macs) for role, archs in (("fit", fit), ("test", test))}
-    assert macs["fit"][0] < macs["test"][0]
-    assert macs["test"][-1] < macs["fit"][-1]
-    assert np.diff(np.log(macs["test"])).max() < 0.7
-
-
-def test_reference_is_of_the_space() -> None:
-    for space in SPACES.values():
-        space.validate(reference_arch(space))
-
-
-@pytest.mark.parametrize("name", SPACES)
-def test_a_plan_of_any_space_can_be_built_in_torch(name: str) -> None:
-    space = SPACES[name]
-    plan = make_plan(space, 10, blocks=70, fit=5, test=5, seed=0)
-    assert len({*plan.fit, *plan.test}) == 10
-    always = {block.kind for block in space.fixed_blocks(space.resolutions[0], space.widths[0], 10)}
-    assert {block.kind for block in plan.blocks} == always | {"mbconv"}
-    for block in plan.blocks[::6]:
-        small = replace(block, size=min(block.size, 8))
-        shape = (1, block.out_channels, small.out_size, small.out_size)
-        found = build_block(small).eval()(torch.zeros(input_shape(small))).shape
-        assert found == (shape if block.kind in {"stem", "mbconv"} else shape[:2])
-
-
-def test_plans_repeat_with_their_seed_and_differ_between_seeds() -> None:
-    one, same, other = (make_plan(MBV2, 5, blocks=80, fit=5, test=5, seed=seed) for seed in (1, 1, 2))
-    assert one == same
-    assert one.blocks != other.blocks
-    assert one.test != other.test
+DEMO = get_space("demo")
+BRIEF = replace(QUICK, processes=1)
 
 
 @pytest.fixture
 def plan() -> Plan:
-    return make_plan(DEMO, 4, blocks=6, fit=2, test=2, seed=0)
+    return make_plan(DEMO, 4, blocks=6, least=2, fit=2, test=2, seed=0)
 
 
 class Converter:
-    """Writes models, and is killed at the given one."""
+    """Writes models; is killed at the given one, and raises at certain rows."""
 
-    def __init__(self, killed_at: int | None = None) -> None:
+    def __init__(self, killed_at: int | None = None, refused: tuple[str, ...] = ()) -> None:
         self.written: list[str] = []
-        self.killed_at = killed_at
+        self.killed_at, self.refused = killed_at, refused
 
-    def block(self, block: Block, path: Path) -> None:
-        self._write(block_key(block), build_block(block), input_shape(block), path)
-
-    def net(self, arch: Arch, path: Path) -> None:
-        self._write(str(arch), Subnet(DEMO, arch, 4), (1, 3, arch.resolution, arch.resolution), path)
-
-    def _write(self, name: str, module: torch.nn.Module, shape: tuple[int, ...], path: Path) -> None:
+    def __call__(self, what: Block | Arch, path: Path) -> None:
+        name = profile.model_id(what)
         if len(self.written) == self.killed_at:
             raise KeyboardInterrupt
+        if name in self.refused:
+            raise ValueError("no such operator\nand much more")
         self.written.append(name)
-        ort.convert(module, torch.zeros(shape), path, dynamic_size=False)
+        if isinstance(what, Block):
+            ort.convert(build_block(what), torch.zeros(input_shape(what)), path, dynamic_size=True)
+        else:
+            example = torch.zeros(1, 3, what.resolution, what.resolution)
+            ort.convert(Subnet(DEMO, what, 4), example, path, dynamic_size=False)
 
 
-def measure(plan: Plan, folder: Path, converter: Converter) -> Table:
-    target = parse_target("host")
+def measure(
+    plan: Plan,
+    path: Path,
+    convert: Converter,
+    *,
+    budget_s: float = 1e6,
+    good_enough: Callable[[Table], bool] = lambda _: False,
+) -> tuple[Table, Journal]:
     return profile_table(
-        plan, converter.block, converter.net, target, folder, progress=Silent(), block_settings=QUICK, subnet_settings=QUICK
+        plan,
+        convert,
+        parse_target("host"),
+        path,
+        budget_s=budget_s,
+        good_enough=good_enough,
+        progress=Silent(),
+        block_settings=BRIEF,
+        subnet_settings=BRIEF,
     )
 
 
-def test_interrupted_measuring_goes_on_where_it_was(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured again, however noisy the machine."""
+    monkeypatch.setattr(profile, "NOISY", float("inf"))
+
+
+def test_interrupted_measuring_goes_on_where_it_was(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: None
+) -> None:
     monkeypatch.setattr(profile, "CHUNK", 4)
+    path = tmp_path / "journal.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        measure(plan, tmp_path, Converter(killed_at=7))
-    journal = tmp_path / "measurements.jsonl"
-    before = journal.read_text()
+        measure(plan, path, Converter(killed_at=6))
+    before = path.read_text()
     assert before.count("\n") == 2
-    journal.write_text(before + '{"rows": [{"id": "half a li')
+    path.write_text(before + '{"rows": [{"id": "half a li')
     second = Converter()
-    table = measure(plan, tmp_path, second)
-    assert journal.read_text().startswith(before)
+    table, _ = measure(plan, path, second)
+    assert path.read_text().startswith(before)
     assert not {str(arch) for arch in (*plan.fit, *plan.test)} & set(second.written[1:])
     assert [row.block for row in table.blocks] == list(plan.blocks)
-    assert [row.arch for row in table.subnets if row.role == "test"] == list(plan.test)
-    assert all(row.timing.latency_ms > 0 and row.timing.n >= 16 for row in (*table.blocks, *table.subnets))
+    assert {row.arch for row in table.subnets if row.role == "test"} == set(plan.test)
+    assert all(row.timing.latency_ms > 0 and row.timing.n >= 8 for row in (*table.blocks, *table.subnets))
     assert table.provenance.reference_ms > 0
     third = Converter()
-    assert measure(plan, tmp_path, third) == table
+    assert measure(plan, path, third)[0] == table
     assert third.written == []
 
 
+def test_more_budget_appends_and_measures_nothing_twice(plan: Plan, tmp_path: Path, calm: None) -> None:
+    path = tmp_path / "journal.jsonl"
+    table, journal = measure(plan, path, Converter(), budget_s=0.0)
+    assert [row.block for row in table.blocks] == list(plan.blocks[: plan.least])
+    assert len(table.subnets) == 4
+    again = Converter()
+    longer, whole = measure(plan, path, again)
+    assert [row.block for row in longer.blocks] == list(plan.blocks)
+    assert longer.blocks[: plan.least] != ()
+    assert whole.measuring_s > journal.measuring_s
+    assert not {block_key(block) for block in plan.blocks[: plan.least]} & set(again.written)
+
+
+def test_it_ends_when_the_predictor_is_good_enough(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: None) -> None:
+    monkeypatch.setattr(profile, "CHUNK", 2)
+    table, _ = measure(plan, tmp_path / "journal.jsonl", Converter(), good_enough=lambda so_far: len(so_far.blocks) >= 4)
+    assert [row.block for row in table.blocks] == list(plan.blocks[:4])
+
+
+def test_blocks_that_differ_in_size_alone_share_a_file(tmp_path: Path, calm: None) -> None:
+    plan = make_plan(DEMO, 4, blocks=6, least=2, fit=2, test=2, seed=0)
+    block = next(block for block in plan.blocks if block.kind == "mbconv")
+    sizes = tuple(replace(block, size=size) for size in (8, 12, 16))
+    convert = Converter()
+    table, _ = measure(replace(plan, blocks=sizes), tmp_path / "journal.jsonl", convert)
+    assert [row.block for row in table.blocks] == list(sizes)
+    assert len([name for name in convert.written if name.startswith("mbconv")]) == 1
+
+
+def test_what_cannot_be_converted_is_left_out_named_and_not_tried_again(plan: Plan, tmp_path: Path, calm: None) -> None:
+    bad = block_key(plan.blocks[3])
+    table, _ = measure(plan, tmp_path / "journal.jsonl", Converter(refused=(bad,)))
+    assert table.failures == {bad: "not converted: ValueError: no such operator"}
+    assert bad not in {block_key(row.block) for row in table.blocks}
+    assert len(table.blocks) == len(plan.blocks) - 1
+    again = Converter()
+    assert measure(plan, tmp_path / "journal.jsonl", again)[0] == table
+    assert again.written == []
+
+
+def test_a_reference_that_cannot_run_is_the_targets_fault(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="cannot run the reference network"):
+        measure(plan, tmp_path / "journal.jsonl", Converter(refused=(str(plan.reference),)))
+
+
+def test_noisy_rows_are_measured_once_more_and_the_calmer_one_counts(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile, "NOISY", -1.0)
+    table, _ = measure(plan, tmp_path / "journal.jsonl", Converter())
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines()[1:]
+    rows = [row for line in lines for row in json.loads(line)["rows"]]
+    for row in table.subnets:
+        calmest = min((each for each in rows if each["id"] == str(row.arch)), key=lambda each: each["spread"])
+        assert row.timing.p50_ms == calmest["p50_ms"]
+    assert len(rows) == 2 * (len(plan.blocks) + 4)
+
+
 def test_another_measurement_or_a_damaged_journal_is_refused(plan: Plan, tmp_path: Path) -> None:
-    journal = tmp_path / "measurements.jsonl"
-    journal.write_text('{"target": "toaster"}\n')
-    with pytest.raises(DamagedFileError, match="another measurement"):
-        measure(plan, tmp_path, Converter())
-    journal.unlink()
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"target": "toaster"}\n')
+    with pytest.raises(DamagedFileError, match=r"another measurement .*was 'toaster'"):
+        measure(plan, path, Converter())
+    path.unlink()
     with pytest.raises(KeyboardInterrupt):
-        measure(plan, tmp_path, Converter(killed_at=0))
-    journal.write_text(journal.read_text() + "{}\n")
+        measure(plan, path, Converter(killed_at=0))
+    path.write_text(path.read_text() + "{}\n")
     with pytest.raises(DamagedFileError, match="is damaged"):
-        measure(plan, tmp_path, Converter())
+        measure(plan, path, Converter())
+    path.write_text(path.read_text().splitlines()[0] + "\n")
     with pytest.raises(DamagedFileError, match="another measurement"):
-        measure(replace(plan, classes=5), tmp_path, Converter())
+        measure(replace(plan, classes=5), path, Converter())
+
+
+def test_a_device_that_changed_meanwhile_is_refused(plan: Plan, tmp_path: Path, calm: None) -> None:
+    path = tmp_path / "journal.jsonl"
+    measure(plan, path, Converter(), budget_s=0.0)
+    first, *lines = path.read_text().splitlines()
+    chunks = [json.loads(line) for line in lines]
+    for chunk in chunks:
+        chunk["environment"]["governor"] = "another"
+    path.write_text("\n".join([first, *map(json.dumps, chunks)]) + "\n")
+    with pytest.raises(DeviceError, match="governor was another when this table was begun"):
+        measure(plan, path, Converter())
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {folder!r})
+import test_profile
+from natdeploy.latency import profile
+profile.CHUNK = 2
+plan = test_profile.make_plan(test_profile.DEMO, 4, blocks=6, least=2, fit=2, test=2, seed=0)
+test_profile.measure(plan, test_profile.Path({path!r}), test_profile.Converter())
+"""
+
+
+def test_a_killed_process_loses_one_chunk_at_most(plan: Plan, tmp_path: Path, calm: None) -> None:
+    path = tmp_path / "journal.jsonl"
+    code = KILLED.format(folder=str(Path(__file__).parent), path=str(path))
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    try:
+        while not path.exists() or path.read_text().count("\n") < 2:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    kept = [row["id"] for line in path.read_text().splitlines()[1:] if line.endswith("}") for row in json.loads(line)["rows"]]
+    assert len(kept) >= 2
+    convert = Converter()
+    table, _ = measure(plan, path, convert)
+    assert not set(kept) & set(convert.written[1:])
+    assert (len(table.blocks), len(table.subnets)) == (len(plan.blocks), 4)

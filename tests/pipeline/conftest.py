@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from natdeploy.hardware.device import host_facts, parse_target
-from natdeploy.latency.profile import make_plan
+from natdeploy.latency.plan import make_plan
 from natdeploy.latency.table import BlockRow, Provenance, Role, SubnetRow, Table, Timing, write_table
 from natdeploy.pipeline import SearchConfig
 from natdeploy.pipeline.profile import table_folder
@@ -74,7 +74,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a table that says it was measured here, whose latencies are one millisecond for 5 million MACs."""
     folder = tmp_path_factory.mktemp("tables")
     space, target = get_space("demo"), parse_target("host")
-    plan = make_plan(space, CLASSES, blocks=60, fit=14, test=24, seed=0)
+    plan = make_plan(space, CLASSES, blocks=60, least=60, fit=14, test=24, seed=0)
 
     def timing(macs: float) -> Timing:
         return Timing(0.002 + macs / 5e6, 0.002 + macs / 5e6, 100, 3, False)

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from natdeploy import pipeline
 from natdeploy.errors import UsageError
 from natdeploy.hardware.device import parse_target
 from natdeploy.hardware.measure import QUICK
+from natdeploy.latency.predictor import LatencyPredictor
 from natdeploy.latency.table import read_table
 from natdeploy.pipeline.profile import find_table, table_folder
 from natdeploy.progress import Silent
-from natdeploy.space import get_space
+from natdeploy.space import cost, get_space
 
 profile_module = sys.modules["natdeploy.pipeline.profile"]
 """The package exports the function of that name."""
 
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> pipeline.ProfileResult:
+@pytest.fixture(scope="module", autouse=True)
+def brief() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        brief = partial(profile_module.profile_table, block_settings=QUICK, subnet_settings=QUICK)
-        patch.setattr(profile_module, "profile_table", brief)
+        quick = partial(profile_module.profile_table, block_settings=QUICK, subnet_settings=QUICK)
+        patch.setattr(profile_module, "profile_table", quick)
         patch.setattr(profile_module, "FIT_SUBNETS", 6)
         patch.setattr(profile_module, "TEST_SUBNETS", 8)
-        return pipeline.profile("host", "onnxruntime", space="demo", tables=tmp_path_factory.mktemp("tables"), budget_minutes=0.1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def result(brief: None, tmp_path_factory: pytest.TempPathFactory) -> pipeline.ProfileResult:
+    return pipeline.profile("host", "onnxruntime", space="demo", tables=tmp_path_factory.mktemp("tables"), budget_minutes=0.1)
 
 
 def test_table_holds_what_was_measured_and_its_quality_is_of_unseen_nets(result: pipeline.ProfileResult) -> None:
@@ -71,7 +79,43 @@ def test_every_width_and_every_form_of_an_own_space_has_a_table_of_its_own(tmp_p
 
 def test_two_threads_are_another_target(result: pipeline.ProfileResult) -> None:
     tables = result.folder.parents[1]
-    assert find_table(tables, parse_target("host", 2), get_space("demo"), Silent()) is None
+    assert find_table(tables, parse_target("host", threads=2), get_space("demo"), Silent()) is None
+
+
+def test_a_target_starts_from_another_ones_table(result: pipeline.ProfileResult) -> None:
+    pytest.importorskip("ai_edge_litert")
+    tables = result.folder.parents[1]
+    arguments = {"space": "demo", "tables": tables, "budget_minutes": 1e-6}
+    with pytest.raises(UsageError, match="no table of host/openvino-fp32-1t and demo"):
+        pipeline.profile("host", "tflite", source="host/openvino", **arguments)
+    started = pipeline.profile("host", "tflite", source="host/onnxruntime", **arguments)
+    assert (started.rows, started.subnets) == (0, 14), "networks alone"
+    table = read_table(started.folder, started.slug)
+    source = read_table(result.folder, result.slug)
+    assert table.prior == source.blocks
+    assert (table.provenance.prior or "").startswith("host/onnxruntime-fp32-1t")
+    assert LatencyPredictor.fit(table, get_space("demo")).quality == started.quality
+
+
+def test_predictions_come_with_an_interval_and_say_when_they_are_guesses(result: pipeline.ProfileResult) -> None:
+    tables, space = result.folder.parents[1], get_space("demo")
+    archs = space.decode_all(space.sample(3, np.random.default_rng(0)))
+    found, quality = pipeline.predict([str(arch) for arch in archs], "host", space="demo", classes=10, tables=tables)
+    assert [each.arch for each in found] == [str(arch) for arch in archs]
+    assert all(0 < each.low_ms < each.latency_ms < each.high_ms for each in found)
+    assert [each.macs for each in found] == cost(space, archs, 10).macs.tolist()
+    assert quality == result.quality
+    many, _ = pipeline.predict([str(archs[0])], "host", space="demo", classes=5000, tables=tables)
+    assert not many[0].known, "so large a classifier was never measured"
+    for arguments, says in (
+        (
+            ([str(archs[0])], "host/openvino"),
+            "no table of host/openvino-fp32-1t for demo at width 1; measure it: nat",
+        ),
+        ((["r128-nonsense"], "host"), "is no architecture"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            pipeline.predict(*arguments, space="demo", tables=tables)
 
 
 def test_unknown_device_runtime_and_space_are_refused(tmp_path: Path) -> None:

@@ -139,6 +139,24 @@ def test_export_benchmark_report(finished: SearchConfig) -> None:
     json.dumps(result.summary, allow_nan=False)
 
 
+@pytest.mark.parametrize("target", ["host/tflite", "host/openvino"])
+def test_benchmark_on_another_runtime_converts_the_same_nets(finished: SearchConfig, notes: Any, target: str) -> None:
+    pytest.importorskip({"host/tflite": "ai_edge_litert", "host/openvino": "openvino"}[target])
+    folder = finished.out
+    pipeline.export(folder)
+    before = [net.measured_p50_ms for net in read_nets(folder)]
+    measured = pipeline.benchmark(folder, target, notes, settings=QUICK)
+    assert len(measured) == len([net for net in read_nets(folder) if net.files])
+    assert all((net.measured_p50_ms or 0.0) > 0 and net.predicted_ms is None for net in measured)
+    assert [net.measured_p50_ms for net in read_nets(folder)] == before, "what was measured elsewhere is not the run's own latency"
+    assert any("were converted, to be timed" in line for line in notes.lines)
+
+
+def read_nets(folder: Path) -> list[Any]:
+    with RunStore.open(folder) as store:
+        return list(store.nets())
+
+
 def test_benchmark_before_export_says_what_to_do(config: SearchConfig, finished: SearchConfig, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished.out, copy)

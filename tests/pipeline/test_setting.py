@@ -16,7 +16,7 @@ from natdeploy.pipeline import SearchConfig, supernet_import, supernet_info
 from natdeploy.pipeline.setting import make_supernet, nearest, prepare, read_for
 from natdeploy.progress import Silent
 from natdeploy.space import Arch, cost, get_space
-from natdeploy.supernet import Supernet, load_supernet, read_seed, save_supernet
+from natdeploy.supernet import RemapRules, Supernet, load_supernet, read_seed, save_supernet
 
 MBV2, MBV3, OFA, PROXYLESS, DEMO = map(get_space, ("mbv2", "mbv3_large", "ofa_mbv3", "proxyless", "demo"))
 STATED = {"input": "ImageNet mean and std", "padding": "symmetric"}
@@ -48,6 +48,16 @@ def test_mobilenet_v3_prepares_a_search(digits: Path, tmp_path: Path) -> None:
     arch = setting.seed_arch(64)
     x = torch.randn(2, 3, 64, 64, generator=chance())
     torch.testing.assert_close(setting.supernet.eval().extract(arch)(x), setting.supernet(x, arch), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_search_remaps_by_the_rules_it_is_given(digits: Path, tmp_path: Path) -> None:
+    config = SearchConfig(data=digits, out=tmp_path / "run", space="mbv3_large", seed_weights=mobilenet_v3(tmp_path))
+    first = config.model_copy(update={"remap": RemapRules(width="first")})
+    own = read_for(mobilenet_v3(tmp_path), MBV3)[0].state["stages.1.0.expand.conv.weight"]
+    for asked, kept in ((config, False), (first, True)):
+        weight = prepare(asked, Silent()).supernet.state_dict()["stages.1.0.expand.conv.weight"]
+        assert torch.equal(weight[: len(own)], own) == kept, "the default sorts channels"
 
 
 @pytest.mark.parametrize("name", ["proxyless-w0.25-r112_imagenet.pth", "proxyless-w0.3-r176_imagenet.pth"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ def test_agrees_with_torch_at_every_size(net: nn.Module, tmp_path: Path, size: i
     path = tmp_path / "net.onnx"
     ort.convert(net, torch.randn(1, 3, 24, 24), path, dynamic_size=True)
     x = torch.randn(1, 3, size, size)
-    (y,) = ort.run(ort.load(path, threads=1), [x.numpy()])
+    (y,) = ort.run(ort.load(path, x.shape, 1, "fp32", "cpu"), [x.numpy()])
     assert np.abs(y - net.eval()(x).detach().numpy()).max() < 1e-5
 
 
@@ -60,6 +61,88 @@ def test_failed_conversion_keeps_the_old_file(net: nn.Module, tmp_path: Path) ->
 
 
 def test_details_name_provider_and_version() -> None:
-    details = ort.details()
+    details = ort.details("fp32", "cpu")
     assert details["provider"] == "CPUExecutionProvider"
     assert details["runtime_version"] == ort.version()
+
+
+def test_quantised_file_computes_in_integers(net: nn.Module, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = [torch.randn(1, 3, 24, 24) for _ in range(3)]
+    for name in ("one", "two"):
+        path = tmp_path / f"{name}.onnx"
+        ort.convert(net, data[0], path, precision="int8", dynamic_size=True, calibration=data)
+    assert capfd.readouterr() == ("", "")
+    assert path.read_bytes() == (tmp_path / "one.onnx").read_bytes()
+    session = ort.load(path, (1, 3, 40, 40), 1, "int8", "cpu")
+    kinds = {kind: count for kind, _, count in ort.placement(session)}
+    assert kinds["QLinearConv"] == 1
+    assert "Conv" not in kinds
+    graph = onnx.load(path).graph
+    constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    scales = {node.output[0]: constants[node.input[1]] for node in graph.node if node.op_type == "DequantizeLinear"}
+    (convolution,) = [node for node in graph.node if node.op_type == "Conv"]
+    assert scales[convolution.input[1]].shape == (8,)  # one a channel
+    zeros = [constants[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert {zero.dtype for zero in zeros} == {np.dtype(np.uint8)}
+
+
+def test_placement_leaves_nothing_behind(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.onnx"
+    ort.convert(net, torch.randn(1, 3, 24, 24), path, dynamic_size=False)
+    monkeypatch.chdir(tmp_path)
+    assert ("Conv", "CPUExecutionProvider", 1) in ort.placement(ort.load(path, (1, 3, 24, 24), 1, "fp32", "cpu"))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("delegate", ["cuda", "tensorrt"])
+def test_a_provider_that_is_not_built_in_is_an_error(net: nn.Module, tmp_path: Path, delegate: str) -> None:
+    provider = ort.details("fp32", delegate)["provider"]
+    if provider in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has {provider}")
+    path = tmp_path / "net.onnx"
+    ort.convert(net, torch.randn(1, 3, 24, 24), path, dynamic_size=False)
+    with pytest.raises(ImportError, match=f"has no {provider}; .*pip install onnxruntime-gpu"):
+        ort.load(path, (1, 3, 24, 24), 1, "fp32", delegate)
+
+
+def test_a_provider_that_does_not_start_is_an_error(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.onnx"
+    ort.convert(net, torch.randn(1, 3, 24, 24), path, dynamic_size=False)
+    known = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" in known:
+        pytest.skip("this onnxruntime has CUDA")
+    # Built in, so it says, but the session comes without it: what happens where the driver is missing.
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *known])
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(RuntimeError, match="CUDAExecutionProvider cannot be used here, and ONNX Runtime took CPUExecutionProvider"),
+    ):
+        ort.load(path, (1, 3, 24, 24), 1, "fp32", "cuda")
+
+
+def test_size_is_fixed_when_loaded(net: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    ort.convert(net, torch.randn(1, 3, 24, 24), path, dynamic_size=True)
+    session = ort.load(path, (1, 3, 40, 48), 1, "fp32", "cpu")
+    assert session.native.get_inputs()[0].shape == [1, 3, 40, 48]
+
+
+def test_a_provider_that_fails_is_not_replaced_by_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tries = []
+
+    def fail(_session: object, providers: list[object], *_: object) -> None:
+        tries.append(providers)
+        raise RuntimeError("no device")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail)
+    with pytest.raises(RuntimeError, match="no device"):
+        ort.load(tmp_path / "net.onnx", (1, 3, 24, 24), 1, "fp32", "cpu")
+    assert len(tries) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_quantised_files_are_for_cpus(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="for CPUs, not for tensorrt"):
+        ort.load(tmp_path / "net.onnx", (1, 3, 24, 24), 1, "int8", "tensorrt")

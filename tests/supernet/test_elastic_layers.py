@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from natdeploy.space import Block, Layer
-from natdeploy.supernet.layers import ElasticConv, ElasticMBConv, Padding, _ReLU6, crop, pads
+from natdeploy.supernet.layers import ElasticConv, ElasticMBConv, Padding, _ReLU6, _WideDepthwise, crop, pads
 
 
 @given(st.integers(1, 300), st.sampled_from([3, 5, 7]), st.sampled_from([1, 2]), st.sampled_from(["symmetric", "same"]))
@@ -50,6 +50,44 @@ def test_relu6_has_the_values_and_gradient_of_torch() -> None:
     assert torch.equal(result, expected)
     assert given.grad is not None and reference.grad is not None
     assert torch.equal(given.grad, reference.grad)
+
+
+@pytest.mark.parametrize("kernel", [5, 7, 9])
+@pytest.mark.parametrize("size", [3, 4, 7, 10])
+def test_strips_of_a_wide_kernel_add_up_to_torchs_gradient(kernel: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, size, size + 1, dtype=torch.float64, generator=generator).requires_grad_()
+    weight = torch.randn(3, 1, kernel, kernel, dtype=torch.float64, generator=generator).requires_grad_()
+    result, expected = _WideDepthwise.apply(x, weight), F.conv2d(x, weight, padding=kernel // 2, groups=3)
+    assert torch.equal(result, expected)
+    gradient = torch.randn(result.shape, dtype=torch.float64, generator=generator)
+    wanted = torch.autograd.grad(expected, (x, weight), gradient)
+    torch.testing.assert_close(torch.autograd.grad(result, (x, weight), gradient), wanted)
+    [alone] = torch.autograd.grad(_WideDepthwise.apply(x.detach(), weight), weight, gradient)  # as in a first layer
+    torch.testing.assert_close(alone, wanted[1])
+
+
+@pytest.mark.parametrize("depthwise", [True, False])
+def test_gradients_of_fast_paths_are_torchs_in_either_precision(depthwise: bool) -> None:
+    torch.manual_seed(0)
+    kernel = 7 if depthwise else 1
+    layer = ElasticConv(16, 16, kernel, depthwise=depthwise, activation=None)
+    x = torch.randn(3, 8, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = layer.weight(8, 1 if depthwise else 8, kernel)
+    y = F.batch_norm(F.conv2d(x, weight, padding=kernel // 2, groups=8 if depthwise else 1), None, None, training=True)
+    coefficients = torch.randn_like(y)
+    expected = torch.autograd.grad((y * coefficients).sum(), (x, layer.conv.weight))
+    result = layer(x, 8, kernel)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    gradients = torch.autograd.grad((result * coefficients).sum(), (x, layer.conv.weight))
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        lower = layer(x.bfloat16(), 8, kernel)
+    assert lower.dtype == torch.bfloat16
+    gradients = torch.autograd.grad((lower.float() * coefficients).sum(), (x, layer.conv.weight))
+    for mine, wanted in zip(gradients, expected, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - wanted).norm() < 0.03 * wanted.norm()
 
 
 @pytest.mark.parametrize("padding", ["symmetric", "same"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -116,3 +118,21 @@ def test_reset_classifier() -> None:
     supernet.reset_classifier(9, torch.Generator().manual_seed(3))
     assert torch.equal(weight, supernet.classifier.weight)
     assert supernet.extract(sample(DEMO, 1)[0]).classifier.out_features == 9
+
+
+def test_switching_architectures_leaves_nothing_behind() -> None:
+    supernet = random_supernet(DEMO).train()
+    supernet(torch.ones(2, 3, 16, 16), DEMO.decode(DEMO.upper)).sum().backward()
+    gc.collect()
+    before = _tensors()
+    for arch in sample(DEMO, 6):
+        for parameter in supernet.parameters():
+            parameter.grad = None
+        supernet(torch.ones(2, 3, 16, 16), arch).sum().backward()
+    gc.collect()
+    assert _tensors() <= before
+
+
+def _tensors() -> int:
+    """How many there are in this process."""
+    return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())

@@ -1,0 +1,148 @@
+"""What measuring costs: the runner beside a bare loop over the runtime, and beside the runtime's own tool.
+
+    python benchmarks/harness.py [--space mbv2] [--nets 3] [--turns 5]
+
+Everything runs in turns on the same files, so that a machine that gets slower slows all of them:
+
+- runner: the product's measurement, wall time of a run (p50 of one process);
+- bare: `session.run` alone in a loop, the whole loop's time over its runs, so no clock is read between them (mean; the
+  clock-free counterpart of the runner's mean);
+- own tool: median latency by OpenVINO's benchmark_app and LiteRT's litert-benchmark, one thread, as many runs. ONNX Runtime's
+  perf test is no part of its Python package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, median
+
+import numpy as np
+import torch
+
+from natdeploy.hardware.device import parse_target
+from natdeploy.hardware.measure import SUBNETS, Candidate, measure
+from natdeploy.hardware.runtimes import RUNTIMES, get_runtime
+from natdeploy.latency.plan import plan_subnets
+from natdeploy.progress import Silent
+from natdeploy.space import get_space
+from natdeploy.supernet import Subnet
+
+SECONDS = 1.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--space", default="mbv2")
+    parser.add_argument("--nets", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    named = get_space(options.space)
+    space = named.restrict(widths=(named.widths[0],))
+    archs = plan_subnets(space, options.nets, 0, np.random.default_rng(0))[0]
+    device = parse_target("host").device
+    print("runtime      net  runner p50  runner mean  bare mean  runner/bare  own tool p50  runner/own tool")
+    for name in device.runtimes:
+        runtime, target = get_runtime(name), parse_target(f"host/{name}")
+        for i, arch in enumerate(archs):
+            shape = (1, 3, arch.resolution, arch.resolution)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, f"net{runtime.SUFFIX}")
+                runtime.convert(Subnet(space, arch, 1000), torch.zeros(shape), path, dynamic_size=False)
+                candidate = Candidate("net", path, shape)
+                settings = replace(SUBNETS, min_s=SECONDS, warmup_s=0.5, slices=1, processes=1, reference_s=0.05)
+                turns = []
+                for turn in range(options.turns):
+                    found = measure([candidate], candidate, target, settings, seed=turn, progress=Silent())["net"]
+                    samples = [ms for process in found.samples_ms for ms in process]
+                    turns.append((found.p50_ms, mean(samples), bare_ms(name, path, shape), own_tool_ms(name, path, len(samples))))
+            p50, average, bare, own = ([turn[column] for turn in turns] for column in range(4))
+            beside = [a / b for a, b in zip(average, bare, strict=True)]
+            tool = [a / b for a, b in zip(p50, own, strict=True) if b is not None]
+            print(
+                f"{name:12} {i:3}  {median(p50):7.3f} ms  {median(average):8.3f} ms  {median(bare):6.3f} ms  {median(beside):11.4f}"
+                + (
+                    f"  {median([ms for ms in own if ms is not None]):9.3f} ms  {median(tool):15.4f}"
+                    if tool
+                    else "   not installed"
+                ),
+                flush=True,
+            )
+
+
+BARE = """
+import sys, time
+sys.path.insert(0, {folder!r})
+import numpy as np
+import {module} as runtime
+session = runtime.load({path!r}, {shape!r}, 1, "fp32", runtime.DELEGATES[0])
+inputs = [np.random.default_rng(0).standard_normal({shape!r}).astype(np.float32)]
+run = runtime.run
+end = time.perf_counter() + 0.5
+while time.perf_counter() < end:
+    run(session, inputs)
+start = time.perf_counter()
+run(session, inputs)
+count = max(10, int({seconds} / (time.perf_counter() - start)))
+start = time.perf_counter()
+for _ in range(count):
+    run(session, inputs)
+print((time.perf_counter() - start) * 1e3 / count)
+"""
+
+
+def bare_ms(name: str, path: Path, shape: tuple[int, ...]) -> float:
+    """Mean of a loop in a fresh process that reads no clock between runs."""
+    file = Path(str(RUNTIMES[name].__file__))
+    code = BARE.format(folder=str(file.parent), module=file.stem, path=str(path), shape=shape, seconds=SECONDS)
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def own_tool_ms(name: str, path: Path, runs: int) -> float | None:
+    """Median latency by the runtime's own tool; None where there is none."""
+    if name == "openvino":
+        text = _output(
+            "benchmark_app",
+            "-m",
+            path,
+            "-api",
+            "sync",
+            "-hint",
+            "none",
+            "-nstreams",
+            1,
+            "-nthreads",
+            1,
+            "-niter",
+            runs,
+            "-infer_precision",
+            "f32",
+        )
+        found = re.search(r"Median:\s+([\d.]+) ms", text)
+    elif name == "tflite":
+        text = _output("litert-benchmark", "--model", path, "--num_threads", 1, "--warmup_runs", 20, "--num_runs", runs)
+        found = re.search(r"(?i)(?:median|p50)\D*([\d.]+)", text)
+    else:
+        return None
+    if found is None:
+        raise RuntimeError(f"the tool of {name} printed no median:\n{text}")
+    return float(found[1])
+
+
+def _output(tool: str, *arguments: object) -> str:
+    path = Path(sys.executable).with_name(tool)
+    done = subprocess.run([str(path), *map(str, arguments)], check=True, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+if __name__ == "__main__":
+    start = time.monotonic()
+    main()
+    print(f"{time.monotonic() - start:.0f} s")

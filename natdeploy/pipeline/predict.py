@@ -1,0 +1,95 @@
+"""Latency of architectures that nobody has measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from natdeploy.errors import UsageError
+from natdeploy.hardware.device import parse_target
+from natdeploy.latency.predictor import LatencyPredictor, Quality
+from natdeploy.pipeline.profile import find_table, tables_folder
+from natdeploy.progress import Progress, Silent
+from natdeploy.space import Arch, cost, get_space
+from natdeploy.space.nat_code import parse_nat
+
+
+@dataclass(frozen=True)
+class PredictedLatency:
+    """Of one architecture.
+
+    Attributes:
+        arch: as text.
+        id: short name of it.
+        latency_ms: predicted.
+        low_ms: lower end of an interval meant to hold 90 % of architectures.
+        high_ms: upper end.
+        known: False where a block of it lies outside what was measured: the number is then a guess.
+        macs: multiply-accumulates.
+    """
+
+    arch: str
+    id: str
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+    known: bool
+    macs: int
+
+
+def predict(
+    archs: Sequence[str],
+    target: str,
+    *,
+    space: str = "mbv2",
+    classes: int = 1000,
+    tables: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[PredictedLatency], Quality | None]:
+    """Predicts whole networks on a target that was profiled, and says how good such predictions are.
+
+    Args:
+        archs: texts such as `r128-w1-k3e1-k3e6.k5e3`, or NAT's codes of `ofa_mbv3`, such as `08|0|1100 1440 5510 5220 8877`.
+        target: device, optionally with runtime, precision and threads.
+        space: name of a shipped space, or path of a TOML file.
+        classes: outputs of the classifier.
+        tables: folder of tables; the user's own by default.
+        progress: is told why a table is not used.
+
+    Raises:
+        UsageError: target, space or an architecture is unknown, or there is no table of them.
+    """
+    chosen, named = parse_target(target), get_space(space)
+    parsed = [_parse(text) for text in archs]
+    for arch in parsed:
+        named.validate(arch)
+    found: dict[Arch, PredictedLatency] = {}
+    quality: Quality | None = None
+    for width in sorted({arch.width for arch in parsed}):
+        one = named.restrict(widths=(width,))
+        table = find_table(tables_folder(tables), chosen, one, progress or Silent())
+        if table is None:
+            raise UsageError(
+                f"there is no table of {chosen} for {space} at width {width:g}; measure it: natdeploy profile --device "
+                f"{chosen.device.name} --runtime {chosen.runtime} --space {space} --width {width:g}"
+            )
+        predictor = LatencyPredictor.fit(table, one)
+        quality = predictor.quality
+        group = [arch for arch in parsed if arch.width == width]
+        ms, macs = predictor.predict(one, group, classes), cost(one, group, classes).macs
+        for i, arch in enumerate(group):
+            found[arch] = PredictedLatency(
+                str(arch),
+                arch.id,
+                float(ms.latency_ms[i]),
+                float(ms.low_ms[i]),
+                float(ms.high_ms[i]),
+                bool(ms.known[i]),
+                int(macs[i]),
+            )
+    return [found[arch] for arch in parsed], quality
+
+
+def _parse(text: str) -> Arch:
+    return parse_nat(text) if text[:1].isdigit() else Arch.parse(text)

@@ -1,0 +1,250 @@
+"""OpenVINO: convert a torch module, load a file, run it once.
+
+Not named after the library: on a device this file lies beside the runner and must not hide what it imports.
+The functions but `convert` need only numpy and openvino, and run on Python 3.8.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import os
+import sys
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+    import torch
+
+NAME = "openvino"
+SUFFIX = ".xml"
+REQUIREMENT = "openvino"
+PRECISIONS: tuple[str, ...] = ("fp32", "bf16", "int8")
+DELEGATES: tuple[str, ...] = ("cpu", "gpu", "npu")
+INPUT, OUTPUT = "input", "output"
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+"""Precision of what is not quantised. Without a hint, CPUs that know bf16 compute in it and say nothing."""
+
+
+@dataclass
+class Session:
+    """A loaded model and the arrays that its tensors share their memory with.
+
+    Attributes:
+        native: the compiled model.
+        request: that is run.
+        tensor: class of the library's tensors.
+        inputs: arrays that are read, in the order in which `run` takes them.
+        outputs: arrays that are written.
+        unheld: references to one of `outputs` while no caller has any.
+    """
+
+    native: Any
+    request: Any
+    tensor: Any
+    inputs: list[Any]
+    outputs: list[Any]
+    unheld: int
+
+
+def _library() -> Any:
+    """The library, whose import otherwise forks a process that reports it to its vendor, and waits for the network at exit.
+
+    It does without the package that does so where that cannot be imported.
+    """
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("openvino_telemetry", None)
+    import openvino
+
+    return openvino
+
+
+def version() -> str:
+    """Version of the installed library. Raises ImportError where there is none."""
+    return str(_library().__version__).split("-", 1)[0]  # the build follows
+
+
+def details(precision: str, delegate: str) -> dict[str, str]:
+    """What else has to be known to compare numbers: version, device and precision."""
+    return {"runtime": NAME, "runtime_version": version(), "provider": delegate.upper(), "precision": precision}
+
+
+def convert(
+    module: torch.nn.Module,
+    example: torch.Tensor,
+    path: Path,
+    *,
+    precision: str = "fp32",
+    dynamic_size: bool,
+    calibration: Sequence[torch.Tensor] | None = None,
+) -> None:
+    """Writes a file of OpenVINO's intermediate representation and its weights beside it. Existing files are replaced.
+
+    Straight from torch: by way of an ONNX file, hard sigmoids end up in a reference kernel between conversions of layout.
+
+    Args:
+        module: takes and gives one tensor; converted in evaluation mode, left as it is.
+        example: an input, (1, channels, height, width) or (1, features). The batch size stays 1.
+        path: of the file to write.
+        precision: of the file: `int8` quantises it, of the others either serves both.
+        dynamic_size: height and width may differ from the example's.
+        calibration: inputs that quantisation learns its ranges from; the example alone by default.
+
+    Raises:
+        ImportError: the library is missing, or NNCF, which quantises.
+    """
+    import torch
+
+    openvino = _library()
+    with warnings.catch_warnings(), torch.no_grad():
+        # Deprecated, and what the converter itself would call; it would trace twice more to check what parity tests check.
+        warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
+        traced: Any = torch.jit.trace(copy.deepcopy(module).cpu().eval(), example.cpu(), check_trace=False)  # type: ignore[no-untyped-call]
+        model = openvino.convert_model(traced, example_input=example.cpu())
+    model.reshape(list(example.shape))
+    model.inputs[0].get_node().set_friendly_name(INPUT)
+    model.inputs[0].get_tensor().set_names({INPUT})
+    model.outputs[0].get_tensor().set_names({OUTPUT})
+    if precision == "int8":
+        model = _quantised(model, [example] if calibration is None else calibration)
+    if dynamic_size:
+        model.reshape([*example.shape[:2], *[-1 for _ in example.shape[2:]]])
+    model.set_rt_info(precision, ["natdeploy", "precision"])
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{SUFFIX}")
+    weights = companions(temporary)[0]
+    try:
+        openvino.save_model(model, str(temporary), compress_to_fp16=False)
+        # The weights first: a file that is there can be loaded.
+        weights.replace(companions(path)[0])
+        temporary.replace(path)
+    finally:
+        for leftover in (temporary, weights):
+            leftover.unlink(missing_ok=True)
+
+
+def _quantised(model: Any, calibration: Sequence[torch.Tensor]) -> Any:
+    """The model with 8-bit weights and activations, these with zero points, because hswish and projections go below zero."""
+    with _quiet():
+        import nncf
+
+        data = nncf.Dataset([each.cpu().numpy() for each in calibration])
+        return nncf.quantize(
+            model,
+            data,
+            preset=nncf.QuantizationPreset.MIXED,
+            target_device=nncf.TargetDevice.CPU,
+            subset_size=len(calibration),
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps NNCF's bars and messages off the terminal, and its class of loggers to itself."""
+    loggers, disabled = logging.getLoggerClass(), logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
+        logging.setLoggerClass(loggers)
+
+
+def companions(path: Path) -> tuple[Path, ...]:
+    """The file of the weights, which the library looks for beside the other."""
+    return (path.with_suffix(".bin"),)
+
+
+def load(path: str | Path, shape: Sequence[int], threads: int, precision: str, delegate: str) -> Session:
+    """A session for inputs of exactly that shape, one request at a time, on exactly that many threads, not pinned to cores.
+
+    Raises:
+        RuntimeError: the device is not there, or it gives fewer threads or another precision than asked for; or the library's own.
+    """
+    openvino = _library()
+    core = openvino.Core()
+    device = delegate.upper()
+    if device not in {name.split(".")[0] for name in core.available_devices}:
+        raise RuntimeError(f"OpenVINO finds no {device} here; it finds {', '.join(core.available_devices)}")
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "CACHE_DIR": "",
+    }
+    if device == "CPU":
+        settings.update({"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False})
+    model = core.read_model(str(path))
+    model.reshape(list(shape))
+    native = core.compile_model(model, device, settings)
+    hint = native.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if hint != _HINTS[precision]:
+        raise RuntimeError(f"OpenVINO computes in {hint} on this {device}, not in {_HINTS[precision]}")
+    if device == "CPU" and native.get_property("INFERENCE_NUM_THREADS") != threads:
+        given = native.get_property("INFERENCE_NUM_THREADS")
+        raise RuntimeError(f"OpenVINO gives {given} of {threads} threads: not more than the cores this process may use")
+    request = native.create_infer_request()
+    session = Session(native, request, openvino.Tensor, [None for _ in native.inputs], [None for _ in native.outputs], 0)
+    for place in range(len(session.outputs)):
+        _renew(session, place)
+    session.unheld = _references(session, 0)
+    return session
+
+
+def _renew(session: Session, place: int) -> None:
+    """Gives an output memory of its own."""
+    output = session.native.outputs[place]
+    tensor = session.tensor(output.get_element_type(), output.get_shape())
+    session.request.set_output_tensor(place, tensor)
+    session.outputs[place] = tensor.data
+
+
+def _references(session: Session, place: int) -> int:
+    return sys.getrefcount(session.outputs[place])
+
+
+def run(session: Session, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+    """Outputs of one run.
+
+    Copies nothing, as in ONNX Runtime: the model reads the caller's arrays, and an output's memory is used again once nobody
+    holds it. To copy a block's large output would take as long as to compute a third of it.
+
+    Args:
+        session: from `load`.
+        inputs: one array an input, float32.
+    """
+    for place, array in enumerate(inputs):
+        if array is not session.inputs[place]:
+            # Memory that cannot be shared is copied; the copy is no caller's array, so the next run makes a new one.
+            shared = array if array.flags.carray else array.copy("C")
+            session.request.set_input_tensor(place, session.tensor(shared, shared_memory=True))
+            session.inputs[place] = shared
+    for place in range(len(session.outputs)):
+        if _references(session, place) != session.unheld:
+            _renew(session, place)
+    # Computes in this thread, if one is enough. The views that it returns are dropped.
+    session.request.infer(share_outputs=True)
+    return list(session.outputs)
+
+
+def placement(session: Session) -> list[tuple[str, str, int]]:
+    """Layer type, primitive and precision (`brgconv_avx512_1x1_f32`), and how many layers of the compiled graph are so, sorted."""
+    found: Counter[tuple[str, str]] = Counter()
+    live = set()
+    # Constants are folded when it is compiled; what counts depends on an input.
+    for layer in session.native.get_runtime_model().get_ordered_ops():
+        facts = layer.get_rt_info()
+        kind = str(facts["layerType"].value)
+        if kind == "Input" or any(value.get_node().get_friendly_name() in live for value in layer.input_values()):
+            live.add(layer.get_friendly_name())
+            if kind not in {"Input", "Output"}:
+                found[kind, str(facts["primitiveType"].value)] += 1
+    return sorted((kind, where, count) for (kind, where), count in found.items())
