@@ -34,12 +34,19 @@ class RichProgress:
     @contextmanager
     def task(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         bar = self._bars.add_task(name, total=total, unit=unit)
-        start = time.monotonic()
+        start, done = time.monotonic(), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            self._bars.advance(bar, count)
+
         try:
-            yield lambda count: self._bars.advance(bar, count)
+            yield advance
         finally:
             self._bars.remove_task(bar)
-        ROOT.info("%s: %d %s in %s", name, total, unit, duration(time.monotonic() - start))
+        # Some tasks end before their total, because what is left would not help.
+        ROOT.info("%s: %d %s in %s", name, done, unit, duration(time.monotonic() - start))
 
     def note(self, message: str) -> None:
         ROOT.info("%s", message)

@@ -95,7 +95,7 @@ def profile_table(
                 dict(journal.failures),
             )
 
-        with progress.task(f"measuring {plan.space.name} on {target}", max(1, round(budget_s)), "s") as advance:
+        with progress.task(f"measuring {plan.space.name} on {target}", max(1, round(budget_s)), "s of measuring") as advance:
             clock = _Clock(advance, journal.measuring_s)
             for chunk in _chunks([arch for _, arch in roles(plan) if str(arch) not in journal]):
                 bench.measure(chunk, subnet_settings, clock)

@@ -87,7 +87,7 @@ def plan(config: SearchConfig, progress: Progress | None = None) -> Plan:
     table = find_table(tables_folder(config.tables), target, setting.space, progress)
     if table is None:
         facts = _facts(config, setting) | {
-            "target": f"{target}: no table of this machine yet, it is profiled first (about {DEFAULT_MINUTES:g} min)",
+            "target": f"{target}: no table of this machine yet, it is profiled first (at most {DEFAULT_MINUTES:g} min)",
             "reachable": "known once the target is profiled",
         }
         return Plan(config, facts, {}, None)
@@ -196,7 +196,7 @@ def _predictor(config: SearchConfig, setting: Setting, target: Target, progress:
     folder = tables_folder(config.tables)
     table = find_table(folder, target, setting.space, progress)
     if table is None:
-        progress.note(f"no latency table of {target} for this space yet; measuring one, about {DEFAULT_MINUTES:g} min")
+        progress.note(f"no latency table of {target} for this space yet; measuring one, {DEFAULT_MINUTES:g} min at most")
         *_, predictor = measure_table(
             folder, target, setting.space, classes=len(setting.classes), minutes=DEFAULT_MINUTES, seed=0, progress=progress
         )
