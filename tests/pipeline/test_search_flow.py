@@ -139,9 +139,14 @@ def test_export_benchmark_report(finished: SearchConfig) -> None:
     json.dumps(result.summary, allow_nan=False)
 
 
-@pytest.mark.parametrize("target", ["host/tflite", "host/openvino"])
-def test_benchmark_on_another_runtime_converts_the_same_nets(finished: SearchConfig, notes: Any, target: str) -> None:
-    pytest.importorskip({"host/tflite": "ai_edge_litert", "host/openvino": "openvino"}[target])
+@pytest.mark.parametrize(
+    ("target", "library", "package"),
+    [("host/tflite", "ai_edge_litert", "ai-edge-litert"), ("host/openvino", "openvino", "openvino")],
+)
+def test_benchmark_on_another_runtime_converts_the_same_nets(
+    finished: SearchConfig, notes: Any, target: str, library: str, package: str
+) -> None:
+    pytest.importorskip(library, reason=f"pip install {package}", exc_type=ImportError)
     folder = finished.out
     pipeline.export(folder)
     before = [net.measured_p50_ms for net in read_nets(folder)]

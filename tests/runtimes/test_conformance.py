@@ -182,7 +182,7 @@ def test_two_sessions_do_not_meet(files: Files) -> None:
     assert _largest(y, _expected(PLAIN, x)) <= FP32_LIMIT
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="this process may use one core only")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="this process may use one core only, and two threads need two")
 def test_two_threads_give_the_same_numbers(files: Files) -> None:
     x = _module(PLAIN)[1]
     assert _largest(files.run(PLAIN, x, threads=2), files.run(PLAIN, x)) <= 1e-6

@@ -98,7 +98,7 @@ def test_placement_leaves_nothing_behind(net: nn.Module, tmp_path: Path, monkeyp
 def test_a_provider_that_is_not_built_in_is_an_error(net: nn.Module, tmp_path: Path, delegate: str) -> None:
     provider = ort.details("fp32", delegate)["provider"]
     if provider in onnxruntime.get_available_providers():
-        pytest.skip(f"this onnxruntime has {provider}")
+        pytest.skip(f"this onnxruntime has {provider}: what happens without it cannot be seen here")
     path = tmp_path / "net.onnx"
     ort.convert(net, torch.randn(1, 3, 24, 24), path, dynamic_size=False)
     with pytest.raises(ImportError, match=f"has no {provider}; .*pip install onnxruntime-gpu"):
@@ -110,7 +110,7 @@ def test_a_provider_that_does_not_start_is_an_error(net: nn.Module, tmp_path: Pa
     ort.convert(net, torch.randn(1, 3, 24, 24), path, dynamic_size=False)
     known = onnxruntime.get_available_providers()
     if "CUDAExecutionProvider" in known:
-        pytest.skip("this onnxruntime has CUDA")
+        pytest.skip("this onnxruntime has CUDA: what happens without it cannot be seen here")
     # Built in, so it says, but the session comes without it: what happens where the driver is missing.
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *known])
     with (
