@@ -48,9 +48,9 @@ def ways(table: PublicTable, latency_ms: Floats) -> dict[str, Fit]:
     def ours(train: Rows, test: Rows) -> tuple[Floats, float]:
         known, counts = count_parts([samples[i] for i in train])
         parts = parts_of(known)
-        regression = Regression.fit(counts, amounts(known, parts), latency_ms[train])
+        regression = Regression.fit(counts, amounts(known, parts, alone=table.alone), latency_ms[train])
         unseen, counts = count_parts([samples[i] for i in test])
-        return regression.predict(counts, amounts(unseen, parts)), regression.spread
+        return regression.predict(counts, amounts(unseen, parts, alone=table.alone)), regression.spread
 
     def boosted(train: Rows, test: Rows) -> tuple[Floats, float]:
         model = xgboost.XGBRegressor(n_estimators=600, max_depth=4, learning_rate=0.05, n_jobs=1, random_state=0)
@@ -69,7 +69,7 @@ def ways(table: PublicTable, latency_ms: Floats) -> dict[str, Fit]:
 def features(table: PublicTable) -> Floats:
     """Choices, as numbers and one-hot where they are few, and amounts of work of every stage and in all, (n, columns)."""
     distinct = list(dict.fromkeys(block for sample in table.samples for stage in sample for block in stage))
-    rows = dict(zip(distinct, amounts(distinct, parts_of(distinct)), strict=True))
+    rows = dict(zip(distinct, amounts(distinct, parts_of(distinct), alone=table.alone), strict=True))
     stages = np.array([[np.sum([rows[block] for block in stage], axis=0) for stage in sample] for sample in table.samples])
     few = [column for column in table.genomes.T if len(np.unique(column)) < 10]
     choices = OneHotEncoder(sparse_output=False).fit_transform(np.column_stack(few))

@@ -39,11 +39,13 @@ class PublicTable:
         samples: blocks of each row, in groups: the stages of a network.
         genomes: the row's choices, as published (n, variables).
         latency_ms: of each target (n,); NaN where a row has none.
+        alone: each sample is a block that ran alone.
     """
 
     samples: tuple[tuple[tuple[Block, ...], ...], ...]
     genomes: npt.NDArray[np.int64]
     latency_ms: dict[str, Floats]
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,9 @@ def _ofa_note10(rows: Sequence[Row]) -> PublicTable:
         raise ValueError("its keys name no MBConv block")
     means = {block: np.average([ms for ms, _ in runs], weights=[count for _, count in runs]) for block, runs in found.items()}
     genomes = [[b.size, b.in_channels, b.mid_channels, b.out_channels, b.kernel, b.stride, b.squeeze > 0] for b in means]
-    return PublicTable(tuple(((block,),) for block in means), np.array(genomes), {"note10": np.array(list(means.values()))})
+    return PublicTable(
+        tuple(((block,),) for block in means), np.array(genomes), {"note10": np.array(list(means.values()))}, alone=True
+    )
 
 
 SOURCES: Mapping[str, Source] = {

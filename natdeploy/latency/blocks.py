@@ -192,6 +192,9 @@ def cold(blocks: Sequence[Block]) -> Floats:
     return np.array([[b.params, b.activation_bytes] for b in blocks], dtype=np.float64).reshape(-1, 2)
 
 
-def amounts(blocks: Sequence[Block], parts: Parts) -> Floats:
-    """All that a latency is regressed on, (blocks, columns), none negative: work, what is cold, what crosses the boundary."""
-    return np.hstack([work(blocks, parts), cold(blocks), boundary(blocks)])
+def amounts(blocks: Sequence[Block], parts: Parts, *, alone: bool) -> Floats:
+    """All that a latency is regressed on, (blocks, columns), none negative: work, and what is cold within a network or crosses the
+    boundary of a block that runs alone.
+    """
+    inside, outside = cold(blocks), boundary(blocks)
+    return np.hstack([work(blocks, parts), *((np.zeros_like(inside), outside) if alone else (inside, np.zeros_like(outside)))])

@@ -1,18 +1,15 @@
 """Latency of blocks and of whole architectures, learned from a table.
 
-Two models share the analytic columns of `blocks.work`, whose costs are never negative (non-negative least squares on relative
-errors). The block model adds what a block pays for running alone, and XGBoost on the log-ratio that is left over. The network
-model is fitted to whole networks and, as a prior that weighs little, to the blocks; it pays once for the call, and for caches that
-are cold within a network. It stays a sum over blocks, so whole populations are predicted by look-up.
+One regression (`regression.py`) learns from whole networks and from blocks that ran alone: both are sums of the same costs, but
+only networks are cold in the caches, and only blocks pay each for a call and for crossing their boundary. Every choice is made, and
+the interval taken, by what held-out networks say. A network is a sum over its blocks, so populations are predicted by look-up.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -20,29 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import xgboost
 from pydantic import BaseModel, ConfigDict, ValidationError
-from scipy.optimize import nnls
+from scipy import sparse
 from scipy.stats import kendalltau, spearmanr
 
 from natdeploy.errors import DamagedFileError, UsageError
-from natdeploy.latency.blocks import Floats, Parts, boundary, cold, parts_of, work, work_names
+from natdeploy.files import write_atomic
+from natdeploy.latency.blocks import Floats, Parts, amounts, parts_of
+from natdeploy.latency.regression import LEAST, SMALLEST_MS, Regression, RegressionState, count_parts
 from natdeploy.latency.table import BlockRow, Provenance, Role, Table
 from natdeploy.space import Arch, Block, BlockSum, Genotypes, SearchSpace
 
-FOLDS = 5
-MIN_FIT = 5
-"""Fewest whole networks that a network model is fitted to."""
-
-NETWORK_WEIGHTS = (3.0, 10.0, 30.0, 100.0)
-"""What all whole networks together weigh, in units of all blocks together; cross-validation chooses."""
-
-COVERAGE = 0.9
-"""Share of architectures whose latency the interval of a prediction is meant to hold."""
-
-_BOOSTER_GAIN = 0.95
-"""A booster must bring the cross-validated error below this share of the error without it."""
-
-_XGBOOST = {"max_depth": 3, "eta": 0.05, "subsample": 0.8, "colsample_bytree": 0.5, "min_child_weight": 3, "nthread": 1, "seed": 0}
-_ROUNDS = 150
+NETWORK_WEIGHT = 30.0
+"""What all whole networks together weigh, in units of all blocks together: 3 to 100 do alike."""
 
 
 @dataclass(frozen=True)
@@ -119,77 +105,29 @@ class MadeFor(BaseModel):
         return tuple(f"{name.replace('_', ' ')} was {then}, is {now}" for name, then, now in pairs if then != now)
 
 
-class BlockModel:
-    """Latency of blocks that run alone.
+class LatencyPredictor:
+    """Predicts what a table's target needs for blocks and architectures it was not measured with.
 
     Args:
+        regression: of samples whose parts are described by `blocks.amounts`.
         parts: what was measured and has columns of its own.
-        weights: cost of each column, ms.
-        booster: of the log-ratio to that sum, or None where it does not help.
+        summed: a network is as long as its blocks that run alone, which is all that a table without networks can say.
+        ranges: what was measured.
+        quality: on networks that it has not seen; None where there are none.
+        made_for: what its numbers hold for.
     """
-
-    def __init__(self, parts: Parts, weights: Floats, booster: xgboost.Booster | None) -> None:
-        self.parts, self.weights, self.booster = parts, weights, booster
-
-    @classmethod
-    def fit(cls, blocks: Sequence[Block], latency_ms: Floats) -> BlockModel:
-        """Fits the sum, and the booster where cross-validation says that it helps."""
-        parts = parts_of(blocks)
-        columns = _alone(blocks, parts)
-        fold = np.arange(len(blocks)) % FOLDS
-        plain, boosted = np.empty((2, len(blocks)))
-        for held_out in (fold == k for k in range(FOLDS)):
-            weights = _relative_nnls(columns[~held_out], latency_ms[~held_out])
-            booster = _boost(columns[~held_out], _sum(columns[~held_out], weights), latency_ms[~held_out])
-            plain[held_out] = _sum(columns[held_out], weights)
-            boosted[held_out] = plain[held_out] * _ratio(booster, columns[held_out], plain[held_out])
-        weights = _relative_nnls(columns, latency_ms)
-        helps = _log_error(boosted, latency_ms) < _BOOSTER_GAIN * _log_error(plain, latency_ms)
-        return cls(parts, weights, _boost(columns, _sum(columns, weights), latency_ms) if helps else None)
-
-    def predict(self, blocks: Sequence[Block]) -> Floats:
-        """Milliseconds (blocks,)."""
-        return _sum(_alone(blocks, self.parts), self.weights) * self.ratio(blocks)
-
-    def ratio(self, blocks: Sequence[Block]) -> Floats:
-        """How many times slower than their columns say blocks are, (blocks,)."""
-        if self.booster is None:
-            return np.ones(len(blocks))
-        columns = _alone(blocks, self.parts)
-        return _ratio(self.booster, columns, _sum(columns, self.weights))
-
-
-@dataclass(frozen=True)
-class NetworkModel:
-    """Latency of whole networks: a call, and a share a block.
-
-    Attributes:
-        weights: ms a column of `work`, then of `cold`.
-        call_ms: once a network.
-        boosted: a block's columns are multiplied by the block model's ratio first.
-        spread: half width of the interval, as a log-ratio; infinite where no network tells.
-        error: mean absolute log-ratio to networks that were held out of the fit by cross-validation; likewise.
-    """
-
-    weights: Floats
-    call_ms: float
-    boosted: bool
-    spread: float
-    error: float
-
-    def shares(self, blocks: Sequence[Block], model: BlockModel) -> Floats:
-        """What each block adds to a network, ms, (blocks,)."""
-        shares: Floats = _within(blocks, model, self.boosted) @ self.weights
-        return shares
-
-
-class LatencyPredictor:
-    """Predicts what a table's target needs for blocks and architectures it was not measured with."""
 
     def __init__(
-        self, block_model: BlockModel, network_model: NetworkModel, ranges: _Ranges, quality: Quality | None, made_for: MadeFor
+        self,
+        regression: Regression,
+        parts: Parts,
+        *,
+        summed: bool,
+        ranges: _Ranges,
+        quality: Quality | None,
+        made_for: MadeFor,
     ) -> None:
-        self._blocks, self._network, self._ranges = block_model, network_model, ranges
+        self._regression, self._parts, self._summed, self._ranges = regression, parts, summed, ranges
         self.quality = quality
         self.made_for = made_for
 
@@ -210,77 +148,88 @@ class LatencyPredictor:
         net_ms = {role: np.array([row.timing.latency_ms for row in table.subnets if row.role == role]) for role in _ROLES}
         imported = table.provenance.origin.kind == "imported" and not table.subnets
         blocks, block_ms = _columns(table.blocks)
-        if table.prior and len(nets["fit"]) >= MIN_FIT:
+        if table.prior and len(nets["fit"]) >= LEAST:
             blocks, block_ms = _with_prior(blocks, block_ms, table.prior, nets["fit"], net_ms["fit"])
-        if len(blocks) < FOLDS or (not imported and (len(nets["fit"]) < MIN_FIT or len(nets["test"]) < 2)):
+        if len(blocks) < LEAST or (not imported and (len(nets["fit"]) < LEAST or len(nets["test"]) < 2)):
             raise UsageError(
                 f"the table has {len(table.blocks)} blocks, {len(nets['fit'])} networks to learn from and {len(nets['test'])} to "
-                f"judge by; a predictor needs {FOLDS}, {MIN_FIT} and 2: measure again with `natdeploy profile`"
+                f"judge by; a predictor needs {LEAST}, {LEAST} and 2: measure again with `natdeploy profile`"
             )
-        block_model = BlockModel.fit(blocks, block_ms)
-        made_for = MadeFor.of(table.provenance)
+        parts = parts_of([*blocks, *(block for net in nets["fit"] for block in net)])
+        regression = _fit_blocks(blocks, block_ms, parts) if imported else _fit(blocks, block_ms, nets["fit"], net_ms["fit"], parts)
         ranges = _Ranges.of([*blocks, *(block for net in nets["fit"] for block in net)])
-        if imported:
-            return cls(block_model, _sum_of_blocks(block_model), ranges, None, made_for)
-        network_model = _fit_network(blocks, block_ms, nets["fit"], net_ms["fit"], block_model)
-        predicted = np.array([network_model.call_ms + network_model.shares(net, block_model).sum() for net in nets["test"]])
-        quality = judge(predicted, net_ms["test"], network_model.spread)
-        return cls(block_model, network_model, ranges, quality, made_for)
+        predictor = cls(regression, parts, summed=imported, ranges=ranges, quality=None, made_for=MadeFor.of(table.provenance))
+        if not imported:
+            archs = [row.arch for row in table.subnets if row.role == "test"]
+            predicted = predictor.total(space, classes)(space.encode_all(archs))
+            predictor.quality = judge(predicted, net_ms["test"], predictor.spread)
+        return predictor
+
+    @property
+    def spread(self) -> float:
+        """Half width of the interval of networks, as a log-ratio; infinite where no network tells."""
+        return math.inf if self._summed else self._regression.spread
 
     @property
     def error(self) -> float:
-        """Mean relative error of networks held out of the fit by cross-validation: known before any is set apart to judge by."""
-        return self._network.error
+        """Mean absolute log-ratio to networks held out of the fit by cross-validation: known before any is set apart to judge by.
+        Infinite where no network tells.
+        """
+        return math.inf if self._summed else self._regression.error
 
     def predict_blocks(self, blocks: Sequence[Block]) -> Floats:
         """Latency of blocks that run alone, ms, (blocks,). Their sum is not a network's latency."""
-        return self._blocks.predict(blocks)
+        alone = amounts(blocks, self._parts, alone=True)
+        # What the booster of a measured table knows, it knows of networks.
+        return self._regression.predict(None, alone) if self._summed else self._regression.sums(None, alone)
 
     def total(self, space: SearchSpace, classes: int) -> Callable[[Genotypes], Floats]:
         """The function from genotypes (n, variables) to whole-network latency in ms, (n,)."""
-        shares = BlockSum(space, lambda blocks: self._network.shares(blocks, self._blocks), classes)
-        return lambda genotypes: shares(genotypes) + self._network.call_ms
+        call_ms, sums = self._sums(space, classes)
+        if self._summed or self._regression.booster is None:
+            return lambda genotypes: np.maximum(call_ms + sums(genotypes), SMALLEST_MS)
+        totals = BlockSum(space, self._within, classes)
+        return lambda genotypes: self._regression.boost(call_ms + sums(genotypes), totals(genotypes))
 
     def terms(self, space: SearchSpace, classes: int, resolution: int, width: float) -> tuple[float, Floats]:
         """What gradient-based search differentiates: the latency, ms, of all that is fixed at a resolution and width, and what each
         code of each slot adds, (slots, codes). The expected latency of a mixture is fixed + (probabilities * added).sum(), linear
-        in its probabilities (FBNet, Wu et al. 2019, equation 3), and equal to `predict` where they are 0 and 1.
+        in its probabilities (FBNet, Wu et al. 2019, equation 3). Where they are 0 and 1 it equals `predict`, but for the factor of
+        a booster, which is of whole networks, if cross-validation kept one.
         """
-        shares = BlockSum(space, lambda blocks: self._network.shares(blocks, self._blocks), classes)
-        fixed, added = shares.terms(space.resolutions.index(resolution), space.widths.index(width))
-        return fixed + self._network.call_ms, added
+        call_ms, sums = self._sums(space, classes)
+        fixed, added = sums.terms(space.resolutions.index(resolution), space.widths.index(width))
+        return call_ms + fixed, added
 
     def predict(self, space: SearchSpace, archs: Sequence[Arch], classes: int) -> Prediction:
         """Latency of architectures, with an interval meant to hold 90 % of them."""
         genotypes = space.encode_all(archs)
         latency_ms = self.total(space, classes)(genotypes)
         strange = BlockSum(space, lambda blocks: [float(not self._ranges.holds(block)) for block in blocks], classes)
-        factor = np.exp(self._network.spread)
+        factor = np.exp(self.spread)
         return Prediction(latency_ms, latency_ms / factor, latency_ms * factor, strange(genotypes) == 0)
+
+    def _sums(self, space: SearchSpace, classes: int) -> tuple[float, BlockSum]:
+        """What a network takes once, ms, and what its blocks add."""
+        if self._summed:
+            return 0.0, BlockSum(space, self.predict_blocks, classes)
+        return self._regression.call_ms, BlockSum(space, lambda blocks: self._regression.parts(self._within(blocks)), classes)
+
+    def _within(self, blocks: Sequence[Block]) -> Floats:
+        return amounts(blocks, self._parts, alone=False)
 
     def save(self, path: Path) -> None:
         """Writes JSON, replacing an older file atomically."""
-        booster = self._blocks.booster
         state = _State(
             format=_FORMAT,
             made_for=self.made_for,
-            parts=self._blocks.parts,
-            block_weights=tuple(self._blocks.weights.tolist()),
-            booster=None if booster is None else bytes(booster.save_raw("json")).decode(),
-            network_weights=tuple(self._network.weights.tolist()),
-            call_ms=self._network.call_ms,
-            boosted=self._network.boosted,
-            spread=_finite(self._network.spread),
-            error=_finite(self._network.error),
+            parts=self._parts,
+            regression=self._regression.state(),
+            summed=self._summed,
             ranges=self._ranges,
             quality=None if self.quality is None else asdict(self.quality),
         )
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(state.model_dump_json(indent=1))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomic(path, state.model_dump_json(indent=1).encode())
 
     @classmethod
     def load(cls, path: Path) -> LatencyPredictor:
@@ -291,11 +240,9 @@ class LatencyPredictor:
         """
         try:
             state = _State.model_validate_json(path.read_bytes())
-            booster = None if state.booster is None else xgboost.Booster(model_file=bytearray(state.booster.encode()))
-            block_weights, network_weights = np.array(state.block_weights), np.array(state.network_weights)
-            columns = work([], state.parts).shape[1]
-            if (len(block_weights), len(network_weights)) != (columns + 3, columns + 2):
-                raise ValueError("its weights do not fit its columns")
+            regression = Regression.of(state.regression)
+            if len(regression.prices) != amounts([], state.parts, alone=False).shape[1]:
+                raise ValueError("its prices do not fit its columns")
             known = state.quality
             quality = known and Quality(n=int(known["n"]), **{name: value for name, value in known.items() if name != "n"})
         except FileNotFoundError as error:
@@ -308,13 +255,13 @@ class LatencyPredictor:
             ) from error
         except (ValueError, KeyError, TypeError, xgboost.core.XGBoostError) as error:
             raise DamagedFileError(f"{path} is damaged; fit the predictor again from its table") from error
-        spread, held_out = (math.inf if each is None else each for each in (state.spread, state.error))
-        network = NetworkModel(network_weights, state.call_ms, state.boosted, spread, held_out)
-        return cls(BlockModel(state.parts, block_weights, booster), network, state.ranges, quality or None, state.made_for)
+        return cls(
+            regression, state.parts, summed=state.summed, ranges=state.ranges, quality=quality or None, made_for=state.made_for
+        )
 
 
 _ROLES: tuple[Role, ...] = ("fit", "test")
-_FORMAT: Literal["natdeploy latency predictor 3"] = "natdeploy latency predictor 3"
+_FORMAT: Literal["natdeploy latency predictor 4"] = "natdeploy latency predictor 4"
 
 _Range = tuple[int, int]
 
@@ -365,38 +312,36 @@ class _State(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    format: Literal["natdeploy latency predictor 3"]
+    format: Literal["natdeploy latency predictor 4"]
     made_for: MadeFor
     parts: Parts
-    block_weights: tuple[float, ...]
-    booster: str | None
-    network_weights: tuple[float, ...]
-    call_ms: float
-    boosted: bool
-    spread: float | None
-    error: float | None
+    regression: RegressionState
+    summed: bool
     ranges: _Ranges
     quality: dict[str, float] | None
 
 
-def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
-    return value if math.isfinite(value) else None
-
-
-def _alone(blocks: Sequence[Block], parts: Parts) -> Floats:
-    """Columns of blocks that run alone: their work, what crosses their boundary, and one call each."""
-    return np.hstack([work(blocks, parts), boundary(blocks), np.ones((len(blocks), 1))])
-
-
-def _within(blocks: Sequence[Block], model: BlockModel, boosted: bool) -> Floats:
-    """Columns of blocks within a network: their work and what is cold."""
-    columns = np.hstack([work(blocks, model.parts), cold(blocks)])
-    return columns * model.ratio(blocks)[:, None] if boosted else columns
-
-
 def _columns(rows: Sequence[BlockRow]) -> tuple[list[Block], Floats]:
     return [row.block for row in rows], np.array([row.timing.latency_ms for row in rows])
+
+
+def _fit_blocks(blocks: Sequence[Block], block_ms: Floats, parts: Parts) -> Regression:
+    """Of blocks that run alone, and nothing else."""
+    return Regression.fit(None, amounts(blocks, parts, alone=True), block_ms)
+
+
+def _fit(blocks: Sequence[Block], block_ms: Floats, nets: Sequence[Sequence[Block]], net_ms: Floats, parts: Parts) -> Regression:
+    """Of networks, with blocks that ran alone as a prior that weighs little."""
+    within, counts = count_parts(nets)
+    rows = np.vstack([amounts(within, parts, alone=False), amounts(blocks, parts, alone=True)])
+    weight = NETWORK_WEIGHT * len(blocks) / len(nets)
+    return Regression.fit(
+        sparse.block_diag([counts, sparse.eye_array(len(blocks))], format="csr"),
+        rows,
+        np.r_[net_ms, block_ms],
+        weights=np.r_[np.full(len(nets), weight), np.ones(len(blocks))],
+        judged=np.arange(len(nets) + len(blocks)) < len(nets),
+    )
 
 
 def _with_prior(
@@ -404,101 +349,12 @@ def _with_prior(
 ) -> tuple[list[Block], Floats]:
     """Blocks of another target beside those of this one, slowed down by as much as the median network is slower here."""
     others, other_ms = _columns(prior)
-    there = BlockModel.fit(others, other_ms)
-    ratio = float(np.median(net_ms / np.array([there.predict(net).sum() for net in nets])))
+    within, counts = count_parts(nets)
+    parts = parts_of([*others, *within])
+    there = _fit_blocks(others, other_ms, parts)
+    ratio = float(np.median(net_ms / (counts @ there.predict(None, amounts(within, parts, alone=True)))))
     kept = [i for i, block in enumerate(others) if block not in set(blocks)]
     return [*blocks, *(others[i] for i in kept)], np.r_[block_ms, ratio * other_ms[kept]]
-
-
-def _sum_of_blocks(model: BlockModel) -> NetworkModel:
-    """A network as the sum of blocks that ran alone, which is all that tables without networks can say; of its error, nothing is
-    known.
-    """
-    columns = len(work_names(model.parts))
-    weights = np.r_[model.weights[:columns], np.zeros(2)]
-    return NetworkModel(weights, 0.0, model.booster is not None, math.inf, math.inf)
-
-
-def _fit_network(
-    blocks: Sequence[Block], block_ms: Floats, nets: Sequence[Sequence[Block]], net_ms: Floats, model: BlockModel
-) -> NetworkModel:
-    """Fits all costs at once to whole networks and blocks; cross-validation over networks chooses their weight and the booster."""
-    # Folds go round in the order of latency, so that each holds small and large networks.
-    fold = np.argsort(np.argsort(net_ms, kind="stable"), kind="stable") % FOLDS
-    best: tuple[float, bool, float, Floats] | None = None
-    for boosted, weight in product((False, True) if model.booster is not None else (False,), NETWORK_WEIGHTS):
-        prior, rows = _rows(blocks, nets, model, boosted)
-        out_of_fold = np.empty(len(nets))
-        for held_out in (fold == k for k in range(FOLDS)):
-            costs = _joint_nnls(prior, block_ms, rows[~held_out], net_ms[~held_out], weight)
-            out_of_fold[held_out] = rows[held_out] @ costs
-        error = _log_error(out_of_fold, net_ms)
-        if best is None or error < best[0]:
-            best = (error, boosted, weight, out_of_fold)
-    assert best is not None
-    _, boosted, weight, out_of_fold = best
-    prior, rows = _rows(blocks, nets, model, boosted)
-    costs = _joint_nnls(prior, block_ms, rows, net_ms, weight)
-    size = rows.shape[1] - 3
-    # Split conformal: with n residuals the ceil((n + 1) c)-th smallest covers a new one with probability c.
-    residuals = np.sort(np.abs(np.log(out_of_fold / net_ms)))
-    spread = float(residuals[min(len(nets), int(np.ceil((len(nets) + 1) * COVERAGE))) - 1])
-    return NetworkModel(costs[:size], float(costs[-1]), boosted, spread, float(residuals.mean()))
-
-
-def _rows(blocks: Sequence[Block], nets: Sequence[Sequence[Block]], model: BlockModel, boosted: bool) -> tuple[Floats, Floats]:
-    """Columns of blocks and of networks in one system: work, cold (networks alone), boundary (blocks alone), call."""
-    alone = _within(blocks, model, boosted)
-    alone[:, -2:] = 0
-    prior = np.hstack([alone, boundary(blocks), np.ones((len(blocks), 1))])
-    sums = np.array([_within(net, model, boosted).sum(axis=0) for net in nets])
-    return prior, np.hstack([sums, np.zeros((len(nets), 2)), np.ones((len(nets), 1))])
-
-
-def _joint_nnls(prior: Floats, block_ms: Floats, rows: Floats, net_ms: Floats, weight: float) -> Floats:
-    """Costs from blocks and networks; the networks weigh `weight` times what the blocks do."""
-    scale = np.sqrt(weight * len(block_ms) / len(net_ms))
-    return _nnls(
-        np.vstack([prior / block_ms[:, None], scale * rows / net_ms[:, None]]),
-        np.r_[np.ones(len(block_ms)), np.full(len(net_ms), scale)],
-    )
-
-
-def _sum(columns: Floats, weights: Floats) -> Floats:
-    """Costs added up, ms. Where all of them are 0, next to nothing, whose logarithm exists."""
-    return np.maximum(columns @ weights, 1e-6)
-
-
-def _relative_nnls(columns: Floats, latency_ms: Floats) -> Floats:
-    """Costs >= 0 with the least sum of squared relative errors."""
-    return _nnls(columns / latency_ms[:, None], np.ones(len(latency_ms)))
-
-
-def _nnls(matrix: Floats, target: Floats) -> Floats:
-    # Columns differ by nine orders of magnitude, which the solver's tolerance does not bear.
-    scale = np.linalg.norm(matrix, axis=0)
-    scale[scale == 0] = 1
-    costs: Floats = nnls(matrix / scale, target)[0] / scale
-    return costs
-
-
-def _seen_by_booster(columns: Floats, latency_ms: Floats) -> xgboost.DMatrix:
-    return xgboost.DMatrix(np.column_stack([np.log(latency_ms), np.log1p(columns)]), nthread=1)
-
-
-def _boost(columns: Floats, latency_ms: Floats, measured_ms: Floats) -> xgboost.Booster:
-    """Learns the log-ratio of what was measured to what the sum says."""
-    data = _seen_by_booster(columns, latency_ms)
-    data.set_label(np.log(measured_ms / latency_ms))
-    return xgboost.train(_XGBOOST, data, _ROUNDS)
-
-
-def _ratio(booster: xgboost.Booster, columns: Floats, latency_ms: Floats) -> Floats:
-    return np.exp(booster.predict(_seen_by_booster(columns, latency_ms)).astype(np.float64))
-
-
-def _log_error(predicted: Floats, measured: Floats) -> float:
-    return float(np.abs(np.log(predicted / measured)).mean())
 
 
 def judge(predicted: Floats, measured: Floats, spread: float) -> Quality:

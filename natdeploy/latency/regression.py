@@ -33,6 +33,9 @@ Floats = npt.NDArray[np.float64]
 _Part = TypeVar("_Part", bound=Hashable)
 
 FOLDS = 10
+LEAST = 5
+"""Fewest samples that a regression can be judged by."""
+
 COVERAGE = 0.9
 """Share of samples whose latency the interval of a prediction is meant to hold."""
 
@@ -51,7 +54,7 @@ _LANDMARKS = 128
 _OUTLIER = 3.0
 """Robust standard deviations from which on a sample weighs less."""
 
-_SMALLEST_MS = 1e-6
+SMALLEST_MS = 1e-6
 """A sum is cut off here, so that its logarithm exists."""
 
 _XGBOOST = {"max_depth": 3, "eta": 0.05, "subsample": 0.8, "colsample_bytree": 0.5, "min_child_weight": 3, "nthread": 1, "seed": 0}
@@ -142,29 +145,39 @@ class Regression:
 
     @classmethod
     def fit(
-        cls, counts: sparse.csr_array | Floats, amounts: Floats, latency_ms: Floats, weights: Floats | None = None
+        cls,
+        counts: sparse.csr_array | None,
+        amounts: Floats,
+        latency_ms: Floats,
+        *,
+        weights: Floats | None = None,
+        judged: npt.NDArray[np.bool_] | None = None,
     ) -> Regression:
         """Learns prices, correction and booster.
 
         Args:
-            counts: of parts in samples (n, p).
+            counts: of parts in samples (n, p); None where every sample is one part.
             amounts: of work in parts (p, m), finite and not negative.
             latency_ms: measured (n,).
             weights: of samples (n,), inverse to the variance of their relative error; all alike where left out.
+            judged: samples (n,) like those that will be predicted, which every choice, the errors and the interval are about; the
+                others are only learned from. All where left out.
 
         Raises:
-            UsageError: too few samples, or a number that is none.
+            UsageError: too few samples to judge by, or a number that is none.
         """
         n = len(latency_ms)
-        if n < FOLDS:
-            raise UsageError(f"a latency regression needs {FOLDS} measurements or more, not {n}")
+        about = np.flatnonzero(np.ones(n, dtype=np.bool_) if judged is None else judged)
+        if len(about) < LEAST:
+            raise UsageError(f"a latency regression needs {LEAST} measurements or more to judge by, not {len(about)}")
         if not (np.isfinite(latency_ms).all() and (latency_ms > 0).all() and np.isfinite(amounts).all() and (amounts >= 0).all()):
             raise UsageError("latencies must be positive and amounts of work not negative, all of them finite")
-        counts = sparse.csr_array(counts)
+        counts = sparse.eye_array(n, format="csr") if counts is None else counts
         system = _System.of(counts, amounts, latency_ms, np.ones(n) if weights is None else weights)
         # Folds go round in the order of latency, so that each holds small and large samples.
-        fold = np.argsort(np.argsort(latency_ms, kind="stable"), kind="stable") % FOLDS
-        held = [fold == k for k in range(FOLDS)]
+        fold = np.full(n, -1)
+        fold[about[np.argsort(latency_ms[about], kind="stable")]] = np.arange(len(about)) % FOLDS
+        held = [fold == k for k in range(min(FOLDS, len(about)))]
 
         out_of_fold = [np.empty(n), np.empty(n)]
         logs, likely = system.choose()
@@ -172,8 +185,9 @@ class Regression:
             out_of_fold[0][test] = system.rows[test] @ system.physics(~test)
             prices, coefficients = system.corrected(logs, likely, ~test)
             out_of_fold[1][test] = system.rows[test] @ prices + system.span[test] @ coefficients
-        predicted = [np.maximum(relative * latency_ms, _SMALLEST_MS) for relative in out_of_fold]
-        errors = [_log_error(each, latency_ms) for each in predicted]
+        truth = latency_ms[about]
+        predicted = [np.maximum(relative[about] * truth, SMALLEST_MS) for relative in out_of_fold]
+        errors = [_log_error(each, truth) for each in predicted]
 
         prices, correction = system.physics(), None
         if keep := errors[1] < errors[0]:
@@ -182,30 +196,42 @@ class Regression:
         sums, error = predicted[keep], errors[keep]
 
         # The booster learns from what held-out samples leave over: what a fitted sum leaves over is smaller, and of another kind.
-        seen = _seen_by_booster(sums, counts @ amounts)
-        ratio = np.log(latency_ms / sums)
-        boosted = np.empty(n)
-        for test in held:
+        seen = _seen_by_booster(sums, counts[about] @ amounts)
+        ratio = np.log(truth / sums)
+        boosted = np.empty(len(about))
+        for test in (each[about] for each in held):
             boosted[test] = _boosted(_boost(seen[~test], ratio[~test]), seen[test])
         boosted = sums * np.exp(boosted)
-        errors.append(_log_error(boosted, latency_ms))
+        errors.append(_log_error(boosted, truth))
         booster = None
         if errors[2] < _GAIN * error:
             booster, sums = _boost(seen, ratio), boosted
-        return cls(float(prices[0]), prices[1:], correction, booster, _spread(np.abs(np.log(sums / latency_ms))), tuple(errors))
+        return cls(float(prices[0]), prices[1:], correction, booster, _spread(np.abs(np.log(sums / truth))), tuple(errors))
+
+    @property
+    def error(self) -> float:
+        """Cross-validated mean absolute log-ratio with all that was kept."""
+        return self.errors[2 if self.booster is not None else 1 if self.correction is not None else 0]
 
     def parts(self, amounts: Floats) -> Floats:
         """What parts add to the sum, ms (p,); a correction may make the smallest of them negative."""
         priced: Floats = amounts @ self.prices
         return priced if self.correction is None else priced + self.correction.parts(amounts)
 
-    def predict(self, counts: sparse.csr_array | Floats, amounts: Floats) -> Floats:
-        """Milliseconds of samples (n,)."""
-        return self.boost(self.call_ms + counts @ self.parts(amounts), counts @ amounts)
+    def sums(self, counts: sparse.csr_array | None, amounts: Floats) -> Floats:
+        """Milliseconds of samples (n,) as sums over their parts, call included, without the booster."""
+        parts = self.parts(amounts)
+        return np.maximum(self.call_ms + (parts if counts is None else counts @ parts), SMALLEST_MS)
+
+    def predict(self, counts: sparse.csr_array | None, amounts: Floats) -> Floats:
+        """Milliseconds of samples (n,); `counts` and `amounts` as in `fit`."""
+        return self.boost(self.sums(counts, amounts), amounts if counts is None else counts @ amounts)
 
     def boost(self, sums_ms: Floats, totals: Floats) -> Floats:
-        """Sums over parts, call included (n,), times what the booster says of them and of their total amounts (n, m)."""
-        sums_ms = np.maximum(sums_ms, _SMALLEST_MS)
+        """Sums over parts, call included (n,), times what the booster, if there is one, says of them and of their total amounts
+        (n, m).
+        """
+        sums_ms = np.maximum(sums_ms, SMALLEST_MS)
         return sums_ms if self.booster is None else sums_ms * np.exp(_boosted(self.booster, _seen_by_booster(sums_ms, totals)))
 
     def state(self) -> RegressionState:

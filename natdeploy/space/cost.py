@@ -34,7 +34,7 @@ class BlockSum:
 
     Args:
         space: whose genotypes will be asked about.
-        values: blocks -> one value each, (blocks,).
+        values: blocks -> one value each, (blocks,), or several at once, (blocks, m).
         classes: outputs of the classifier.
     """
 
@@ -47,16 +47,17 @@ class BlockSum:
                 for code in range(1, len(space.stages[stage].choices) + 1):
                     slots[r, w, slot, code] = space.slot_block(slot, code, resolution, width)
         distinct = sorted({*slots.values(), *(block for blocks in fixed.values() for block in blocks)})
-        value = dict(zip(distinct, np.asarray(values(distinct), dtype=np.float64), strict=True))
+        found = np.asarray(values(distinct), dtype=np.float64)
+        value, several = dict(zip(distinct, found, strict=True)), found.shape[1:]
         shape = (len(space.resolutions), len(space.widths), len(space.slots), int(space.upper[FIRST_SLOT:].max(initial=0)) + 1)
-        in_slots, in_fixed = np.zeros(shape), np.zeros(shape[:2])
+        in_slots, in_fixed = np.zeros((*shape, *several)), np.zeros((*shape[:2], *several))
         for place, block in slots.items():
             in_slots[place] = value[block]
         for where, blocks in fixed.items():
-            in_fixed[where] = sum(value[block] for block in blocks)
+            in_fixed[where] = np.sum([value[block] for block in blocks], axis=0)
         # Flat, with the row of each slot beside it: a look-up is then one addition and one gather.
-        self._slots: Floats = in_slots.ravel()
-        self._fixed: Floats = in_fixed.ravel()
+        self._slots: Floats = in_slots.reshape(-1, *several)
+        self._fixed: Floats = in_fixed.reshape(-1, *several)
         self._widths, self._rows = shape[1], np.arange(shape[2]) * shape[3]
         self._stride = shape[2] * shape[3]
 
@@ -70,10 +71,12 @@ class BlockSum:
         return float(self._fixed[where]), rows.reshape(len(self._rows), -1).copy()
 
     def __call__(self, genotypes: Genotypes) -> Floats:
-        """Totals (n,) of canonical genotypes (n, variables)."""
+        """Totals (n,), or (n, m), of canonical genotypes (n, variables)."""
         where = genotypes[:, 0] * self._widths + genotypes[:, 1]
         places = genotypes[:, FIRST_SLOT:] + self._rows + (where * self._stride)[:, None]
-        total: Floats = self._fixed[where] + self._slots[places].sum(axis=1)
+        total: Floats = self._fixed[where]
+        for column in places.T:  # slot by slot: all at once would take many times the memory of the result
+            total += self._slots[column]
         return total
 
 

@@ -1,8 +1,7 @@
-"""Predictors: on an invented machine whose law is known, on a phone's real blocks, and against damage."""
+"""Predictors: on an invented machine whose law is known, and against damage."""
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from dataclasses import replace
@@ -10,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import xgboost
 
 from natdeploy.errors import DamagedFileError, UsageError
-from natdeploy.latency.blocks import Floats, Parts, boundary, cold, parts_of, work, work_names
+from natdeploy.latency.blocks import Parts, amounts, boundary, cold, parts_of, work, work_names
 from natdeploy.latency.plan import make_plan, space_blocks
-from natdeploy.latency.predictor import BlockModel, LatencyPredictor, quality_text
+from natdeploy.latency.predictor import LatencyPredictor, quality_text
+from natdeploy.latency.regression import count_parts
 from natdeploy.latency.table import BlockRow, Origin, Provenance, SubnetRow, Table, Timing
 from natdeploy.space import Block, get_space
-from natdeploy.space.space import squeeze_channels
 
 SPACE = get_space("mbv2")
 CLASSES = 10
@@ -41,17 +39,19 @@ def timing(latency_ms: float) -> Timing:
     return Timing(latency_ms, latency_ms, 30, 3, False)
 
 
-def invented_table(noise: float) -> Table:
-    plan = make_plan(SPACE, CLASSES, blocks=90, least=90, fit=24, test=30, seed=0)
+def invented_table(noise: float, *, fit: int = 24, least_ms: float = 0.0) -> Table:
+    """No network takes less than `least_ms`: then the processor waits for the one that feeds it."""
+    plan = make_plan(SPACE, CLASSES, blocks=90, least=90, fit=fit, test=30, seed=0)
     rng = np.random.default_rng(0)
 
     def noisy(latency_ms: float) -> Timing:
         return timing(latency_ms * float(np.exp(noise * rng.standard_normal())))
 
     subnets = [
-        SubnetRow(arch, role, noisy(CALL_MS + sum(map(within_ms, SPACE.blocks(arch, CLASSES)))))
+        SubnetRow(arch, role, noisy(max(CALL_MS + sum(map(within_ms, blocks)), least_ms)))
         for role, archs in (("fit", plan.fit), ("test", plan.test))
         for arch in archs
+        for blocks in [SPACE.blocks(arch, CLASSES)]
     ]
     provenance = Provenance.model_construct(
         device="host",
@@ -138,6 +138,31 @@ def test_totals_of_genotypes_are_predictions_of_architectures(predictor: Latency
     assert prediction.known.all()
 
 
+@pytest.fixture(scope="module")
+def boosted() -> LatencyPredictor:
+    """Of a machine whose networks are no sums of their blocks."""
+    return LatencyPredictor.fit(invented_table(noise=0.005, fit=120, least_ms=1.5), SPACE)
+
+
+def test_a_look_up_says_what_the_regression_says_of_counted_blocks(predictor: LatencyPredictor, boosted: LatencyPredictor) -> None:
+    archs = SPACE.decode_all(SPACE.sample(40, np.random.default_rng(6)))
+    found, counts = count_parts([SPACE.blocks(arch, CLASSES) for arch in archs])
+    for each, has in ((predictor, False), (boosted, True)):
+        state = each._regression
+        assert (state.booster is not None) == has
+        direct = state.predict(counts, amounts(found, each._parts, alone=False))
+        np.testing.assert_allclose(each.predict(SPACE, archs, CLASSES).latency_ms, direct)
+
+
+def test_what_no_sum_of_blocks_says_is_learned_from_networks(boosted: LatencyPredictor, tmp_path: Path) -> None:
+    assert boosted.quality is not None
+    assert boosted.quality.mape < 0.04
+    boosted.save(tmp_path / "predictor.json")
+    back = LatencyPredictor.load(tmp_path / "predictor.json")
+    genotypes = SPACE.sample(30, np.random.default_rng(2))
+    assert (back.total(SPACE, CLASSES)(genotypes) == boosted.total(SPACE, CLASSES)(genotypes)).all()
+
+
 def test_blocks_that_run_alone_are_predicted(predictor: LatencyPredictor) -> None:
     blocks = [block for block in space_blocks(SPACE, CLASSES) if block.kind == "mbconv"]
     error = np.abs(predictor.predict_blocks(blocks) / [alone_ms(block) for block in blocks] - 1)
@@ -198,11 +223,11 @@ def test_saved_and_loaded_it_predicts_the_same(predictor: LatencyPredictor, tmp_
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda state: state.pop("call_ms"),
+        lambda state: state["regression"].pop("call_ms"),
         lambda state: state.update(format="something else"),
         lambda state: state.update(surplus=1),
-        lambda state: state.update(network_weights=state["network_weights"][:-1]),
-        lambda state: state.update(booster="{}"),
+        lambda state: state["regression"].update(prices=state["regression"]["prices"][:-1], correction=None),
+        lambda state: state["regression"].update(booster="{}"),
         lambda state: state["quality"].pop("mape"),
     ],
 )
@@ -225,41 +250,6 @@ def test_a_truncated_or_missing_file_is_refused(predictor: LatencyPredictor, tmp
         LatencyPredictor.load(path)
     with pytest.raises(DamagedFileError, match="there is no predictor"):
         LatencyPredictor.load(tmp_path / "none.json")
-
-
-def phone_blocks(folder: Path) -> tuple[list[Block], Floats]:
-    """MBConv blocks of a Samsung Note10 (once-for-all's table)."""
-    pattern = re.compile(
-        r"expanded_conv-input:(\d+)x\d+x(\d+)-output:\d+x\d+x(\d+)-expand:(\d+)-kernel:(\d)-stride:(\d)-idskip:(\d)-se:(\d)-hs:(\d)"
-    )
-    found: dict[Block, float] = {}
-    with (folder / "latency" / "ofa_note10_blocks.csv").open() as file:
-        for row in csv.DictReader(file):
-            if match := pattern.fullmatch(row["key"]):
-                size, inputs, outputs, mid, kernel, stride, skip, squeeze, hswish = map(int, match.groups())
-                block = Block("mbconv", size, inputs, mid, outputs, kernel, stride, "hswish" if hswish else "relu")
-                block = replace(block, squeeze=squeeze_channels(mid) if squeeze else 0, residual=bool(skip))
-                found[block] = float(row["mean_ms"])
-    return list(found), np.array(list(found.values()))
-
-
-def test_a_hundred_blocks_of_a_real_phone_predict_the_others_better_than_plain_xgboost_does(shared: Path) -> None:
-    blocks, latency_ms = phone_blocks(shared)
-    order = np.random.default_rng(0).permutation(len(blocks))
-    train, rest = order[:100], order[100:]
-    model = BlockModel.fit([blocks[i] for i in train], latency_ms[train])
-    error = np.abs(model.predict([blocks[i] for i in rest]) / latency_ms[rest] - 1)
-    columns = np.log1p(work(blocks, parts_of(blocks)))
-    plain = xgboost.XGBRegressor(n_estimators=300, max_depth=4, learning_rate=0.05, n_jobs=1, random_state=0)
-    plain.fit(columns[train], np.log(latency_ms[train]))
-    plain_error = np.abs(np.exp(plain.predict(columns[rest])) / latency_ms[rest] - 1)
-    squeezed = np.array([blocks[i].squeeze > 0 for i in rest])
-    assert len(rest) > 700
-    assert min(squeezed.sum(), (~squeezed).sum()) > 300
-    assert model.booster is not None
-    assert (error <= 0.05).mean() > (plain_error <= 0.05).mean() + 0.1
-    for part in (squeezed, ~squeezed):
-        assert (error[part] <= 0.10).mean() >= 0.95
 
 
 def test_expected_latency_of_a_mixture_is_linear_and_agrees_with_predictions(predictor: LatencyPredictor) -> None:

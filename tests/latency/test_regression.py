@@ -13,6 +13,7 @@ import pytest
 import xgboost
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import sparse
 
 from natdeploy.errors import DamagedFileError, UsageError
 from natdeploy.latency.blocks import amounts, boundary, cold, parts_of, work
@@ -35,13 +36,14 @@ class Device:
         priced = self.amounts @ [1e-7, 2e-3, 4e-3]
         # What no sum of amounts says: smooth in the logarithm of one of them.
         self.part_ms = priced * (1 + bend * np.sin(4 * np.log(self.amounts[:, 0] / 1e6)))
-        self.counts = rng.poisson(0.25, (SAMPLES + UNSEEN, PARTS)) + np.eye(PARTS)[np.arange(SAMPLES + UNSEEN) % PARTS]
+        counts = rng.poisson(0.25, (SAMPLES + UNSEEN, PARTS)) + np.eye(PARTS)[np.arange(SAMPLES + UNSEEN) % PARTS]
+        self.counts = sparse.csr_array(counts)
         exact = np.maximum(CALL_MS + self.counts @ self.part_ms, floor_ms)
         self.latency_ms = exact * np.exp(noise * rng.standard_normal(len(exact)))
 
     def fit(self, latency_ms: Floats | None = None, weights: Floats | None = None) -> Regression:
         measured = self.latency_ms if latency_ms is None else latency_ms
-        return Regression.fit(self.counts[:SAMPLES], self.amounts, measured[:SAMPLES], weights)
+        return Regression.fit(self.counts[:SAMPLES], self.amounts, measured[:SAMPLES], weights=weights)
 
     def errors(self, regression: Regression) -> Floats:
         """Relative errors of unseen samples."""
@@ -106,6 +108,32 @@ def test_what_weighs_little_is_hardly_listened_to() -> None:
     assert ignored < 0.01 < heard
 
 
+def test_choices_errors_and_interval_are_about_the_judged_alone() -> None:
+    device = Device(noise=0.005)
+    rng = np.random.default_rng(1)
+    judged = np.arange(SAMPLES) % 2 == 0
+    noisy = device.latency_ms[:SAMPLES] * np.exp(np.where(judged, 0.0, 0.2 * rng.standard_normal(SAMPLES)))
+    weights = np.where(judged, 1.0, 1 / 1600)
+    everything, half = (
+        Regression.fit(device.counts[:SAMPLES], device.amounts, noisy, weights=weights, judged=each) for each in (None, judged)
+    )
+    assert half.spread < 0.03
+    assert half.error < 0.02
+    assert everything.spread > 0.2
+    assert everything.error > 0.05
+    assert device.errors(half).mean() < 0.02
+
+
+def test_samples_that_are_one_part_need_no_counts() -> None:
+    device = Device(bend=0.2)
+    one = Regression.fit(None, device.amounts, device.part_ms)
+    other = Regression.fit(sparse.eye_array(PARTS, format="csr"), device.amounts, device.part_ms)
+    assert one.state() == other.state()
+    np.testing.assert_array_equal(
+        one.predict(None, device.amounts), other.predict(sparse.eye_array(PARTS, format="csr"), device.amounts)
+    )
+
+
 def test_the_interval_holds_about_as_many_as_it_is_meant_to() -> None:
     covered = []
     for seed in range(3):
@@ -147,8 +175,8 @@ def test_a_state_whose_pieces_do_not_fit_is_refused() -> None:
 
 def test_too_few_or_impossible_measurements_are_refused() -> None:
     device = Device()
-    with pytest.raises(UsageError, match="10 measurements or more, not 9"):
-        Regression.fit(device.counts[:9], device.amounts, device.latency_ms[:9])
+    with pytest.raises(UsageError, match="5 measurements or more to judge by, not 4"):
+        Regression.fit(device.counts[:4], device.amounts, device.latency_ms[:4])
     for latency_ms, each in ((np.zeros(SAMPLES), device.amounts), (np.full(SAMPLES, np.nan), device.amounts)):
         with pytest.raises(UsageError, match="must be positive"):
             Regression.fit(device.counts[:SAMPLES], each, latency_ms)
@@ -185,9 +213,11 @@ def test_amounts_are_all_columns_of_a_block_and_never_negative() -> None:
     space = get_space("ofa_mbv3")
     blocks, _ = count_parts([space.blocks(arch, 10) for arch in space.decode_all(space.sample(5, np.random.default_rng(0)))])
     parts = parts_of(blocks)
-    rows = amounts(blocks, parts)
-    assert rows.shape == (len(blocks), work(blocks, parts).shape[1] + cold(blocks).shape[1] + boundary(blocks).shape[1])
-    assert (rows >= 0).all()
+    common, inside, outside = work(blocks, parts), cold(blocks), boundary(blocks)
+    nothing = np.zeros((len(blocks), 2))
+    np.testing.assert_array_equal(amounts(blocks, parts, alone=False), np.hstack([common, inside, nothing]))
+    np.testing.assert_array_equal(amounts(blocks, parts, alone=True), np.hstack([common, nothing, outside]))
+    assert min(each.min() for each in (common, inside, outside)) >= 0
 
 
 # ---- published rows
@@ -218,10 +248,10 @@ def test_published_rows_are_predicted_from_a_few_of_them(
     train, rest = np.split(np.random.default_rng(100).permutation(len(samples)), [source.train])
     known, counts = count_parts([samples[i] for i in train])
     parts = parts_of(known)
-    regression = Regression.fit(counts, amounts(known, parts), latency_ms[train])
+    regression = Regression.fit(counts, amounts(known, parts, alone=table.alone), latency_ms[train])
     assert regression.correction is not None
     unseen, counts = count_parts([samples[i] for i in rest])
-    error = np.abs(regression.predict(counts, amounts(unseen, parts)) / latency_ms[rest] - 1)
+    error = np.abs(regression.predict(counts, amounts(unseen, parts, alone=table.alone)) / latency_ms[rest] - 1)
     assert (error <= 0.05).mean() >= bar[0]
     assert (error <= 0.10).mean() >= bar[1]
 
