@@ -18,6 +18,12 @@ Floats = npt.NDArray[np.float64]
 VECTOR = 16
 """Channels that a processor handles at once (fp32 in AVX-512): a group that is not full costs as much as a full one."""
 
+TILES = (4, 5, 6, 7, 8)
+"""Positions that a processor handles at once in a convolution for which a runtime has no depthwise kernel: it computes the general
+one instead, channel by channel, and a tile that is not full costs as much as a full one. XNNPACK has depthwise kernels of up to 25
+taps; a 7x7 convolution goes over 7 positions at once with AVX-512, over 4 to 6 on other processors.
+"""
+
 _LINEAR = frozenset({"mix", "classifier"})
 """Kinds behind the pooling."""
 
@@ -97,11 +103,13 @@ class Parts:
         depthwise: the convolutions, sorted.
         squeeze: whether there is squeeze-and-excitation.
         hswish: whether there is this activation, which runtimes do not fuse into the convolution as they do relu and relu6.
+        tile: one of `TILES` where depthwise convolutions cost by full tiles, too; else 1.
     """
 
     depthwise: tuple[Depthwise, ...]
     squeeze: bool
     hswish: bool
+    tile: int = 1
 
 
 def parts_of(blocks: Sequence[Block]) -> Parts:
@@ -115,7 +123,8 @@ def parts_of(blocks: Sequence[Block]) -> Parts:
 
 def work_names(parts: Parts) -> tuple[str, ...]:
     """Names of the columns of `work`."""
-    depthwise = (f"depthwise k{kernel} s{stride} macs" for kernel, stride in parts.depthwise)
+    units = ("macs", "tiles") if parts.tile > 1 else ("macs",)
+    depthwise = (f"depthwise k{kernel} s{stride} {unit}" for kernel, stride in parts.depthwise for unit in units)
     return (*_WORK, *(_SQUEEZE if parts.squeeze else ()), *(_HSWISH if parts.hswish else ()), *depthwise)
 
 
@@ -140,9 +149,9 @@ def work(blocks: Sequence[Block], parts: Parts) -> Floats:
     """What a block makes the processor do, (blocks, columns): amounts whose costs add up.
 
     Multiply-accumulates by kind of convolution, weights to be read, rows of the depthwise convolution (each has a start-up cost,
-    and one more for every kernel row), and the layer itself. Squeeze-and-excitation goes over the depthwise output twice (mean,
-    product), and has weights and a start-up cost; hswish goes over every output it follows. What is not among `parts` has no
-    column.
+    and one more for every kernel row) and its tiles, and the layer itself. Squeeze-and-excitation goes over the depthwise output
+    twice (mean, product), and has weights and a start-up cost; hswish goes over every output it follows. What is not among `parts`
+    has no column.
     """
     names = work_names(parts)
     rows = np.zeros((len(blocks), len(names)))
@@ -166,6 +175,8 @@ def work(blocks: Sequence[Block], parts: Parts) -> Floats:
                 row[column["expand weights"]] = inputs * mid
             if (b.kernel, b.stride) in parts.depthwise:
                 row[column[f"depthwise k{b.kernel} s{b.stride} macs"]] = positions * b.kernel**2 * mid
+                if parts.tile > 1:
+                    row[column[f"depthwise k{b.kernel} s{b.stride} tiles"]] = -(-positions // parts.tile) * b.mid_channels
             row[column["depthwise rows"]] = b.out_size * mid
             row[column["depthwise row taps"]] = b.out_size * b.kernel * mid
             row[column["project macs"]] = positions * mid * outputs

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,13 +22,16 @@ from scipy.stats import kendalltau, spearmanr
 
 from natdeploy.errors import DamagedFileError, UsageError
 from natdeploy.files import write_atomic
-from natdeploy.latency.blocks import Floats, Parts, amounts, parts_of
+from natdeploy.latency.blocks import TILES, Floats, Parts, amounts, parts_of
 from natdeploy.latency.regression import LEAST, SMALLEST_MS, Regression, RegressionState, count_parts
 from natdeploy.latency.table import BlockRow, Provenance, Role, Table
 from natdeploy.space import Arch, Block, BlockSum, Genotypes, SearchSpace
 
 NETWORK_WEIGHT = 30.0
 """What all whole networks together weigh, in units of all blocks together: 3 to 100 do alike."""
+
+_TILES_GAIN = 0.9
+"""Costs by tiles must bring the cross-validated error below this share of the error without them; several sizes are tried."""
 
 
 @dataclass(frozen=True)
@@ -155,10 +158,20 @@ class LatencyPredictor:
                 f"the table has {len(table.blocks)} blocks, {len(nets['fit'])} networks to learn from and {len(nets['test'])} to "
                 f"judge by; a predictor needs {LEAST}, {LEAST} and 2: measure again with `natdeploy profile`"
             )
-        parts = parts_of([*blocks, *(block for net in nets["fit"] for block in net)])
-        regression = _fit_blocks(blocks, block_ms, parts) if imported else _fit(blocks, block_ms, nets["fit"], net_ms["fit"], parts)
-        ranges = _Ranges.of([*blocks, *(block for net in nets["fit"] for block in net)])
-        predictor = cls(regression, parts, summed=imported, ranges=ranges, quality=None, made_for=MadeFor.of(table.provenance))
+        known = [*blocks, *(block for net in nets["fit"] for block in net)]
+
+        def fit(parts: Parts) -> Regression:
+            if imported:
+                return _fit_blocks(blocks, block_ms, parts)
+            return _fit(blocks, block_ms, nets["fit"], net_ms["fit"], parts)
+
+        parts = parts_of(known)
+        regression, found = fit(parts), {tile: fit(replace(parts, tile=tile)) for tile in TILES}
+        best = min(found, key=lambda tile: found[tile].error)
+        if found[best].error < _TILES_GAIN * regression.error:
+            parts, regression = replace(parts, tile=best), found[best]
+        made_for = MadeFor.of(table.provenance)
+        predictor = cls(regression, parts, summed=imported, ranges=_Ranges.of(known), quality=None, made_for=made_for)
         if not imported:
             archs = [row.arch for row in table.subnets if row.role == "test"]
             predicted = predictor.total(space, classes)(space.encode_all(archs))

@@ -163,6 +163,22 @@ def test_what_no_sum_of_blocks_says_is_learned_from_networks(boosted: LatencyPre
     assert (back.total(SPACE, CLASSES)(genotypes) == boosted.total(SPACE, CLASSES)(genotypes)).all()
 
 
+def test_convolutions_that_cost_by_tiles_are_recognised(predictor: LatencyPredictor, table: Table) -> None:
+    def tiles_ms(block: Block) -> float:
+        return 1.5e-4 * -(-(block.out_size**2) // 6) * block.mid_channels * (block.kind == "mbconv" and block.kernel == 7)
+
+    slower = tuple(
+        replace(row, timing=timing(row.timing.latency_ms + sum(map(tiles_ms, SPACE.blocks(row.arch, CLASSES)))))
+        for row in table.subnets
+    )
+    blocks = tuple(replace(row, timing=timing(row.timing.latency_ms + tiles_ms(row.block))) for row in table.blocks)
+    tiled = LatencyPredictor.fit(replace(table, subnets=slower, blocks=blocks), SPACE)
+    assert predictor._parts.tile == 1
+    assert tiled._parts.tile == 6
+    assert tiled.quality is not None
+    assert tiled.quality.mape < 0.04
+
+
 def test_blocks_that_run_alone_are_predicted(predictor: LatencyPredictor) -> None:
     blocks = [block for block in space_blocks(SPACE, CLASSES) if block.kind == "mbconv"]
     error = np.abs(predictor.predict_blocks(blocks) / [alone_ms(block) for block in blocks] - 1)
