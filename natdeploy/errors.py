@@ -54,6 +54,10 @@ class DeviceError(NatdeployError):
     exit_code = 5
 
 
+class UnreachableError(DeviceError):
+    """The way to a device is cut; the device may come back, and its work can be done by another."""
+
+
 class UnstableError(NatdeployError):
     """A measurement is too noisy to be used, under --strict."""
 
