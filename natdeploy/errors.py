@@ -54,8 +54,8 @@ class DeviceError(NatdeployError):
     exit_code = 5
 
 
-class UnreachableError(DeviceError):
-    """The way to a device is cut; the device may come back, and its work can be done by another."""
+class DeviceLostError(DeviceError):
+    """A device cannot go on: the way to it is cut, or it is no longer like the others. It may come back, or another do its work."""
 
 
 class UnstableError(NatdeployError):

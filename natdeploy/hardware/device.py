@@ -41,6 +41,10 @@ class Device(BaseModel):
     runtimes: tuple[str, ...] = Field(min_length=1)
     threads: int = Field(ge=1)
 
+    @property
+    def address(self) -> str | None:
+        return None
+
     @field_validator("runtimes")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,9 +7,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-from natdeploy.errors import UnreachableError
+from natdeploy.errors import DeviceLostError
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -25,82 +25,98 @@ class Stopped(Exception):  # noqa: N818 (no error: the work is not wanted any mo
     """Ends the work of a device whose result nobody waits for."""
 
 
-def share(
-    items: Iterator[_Item],
-    devices: Sequence[_Device],
-    work: Callable[[_Item, _Device, Callable[[], None]], _Result],
-    take: Callable[[_Item, _Device, _Result], None],
-    *,
-    note: Callable[[str], None],
-    pauses_s: Sequence[float] = PAUSES_S,
-) -> None:
-    """Works on all items, one at a time on each device. `items` and `take` are called from this thread alone.
+class Farm(Generic[_Device]):
+    """Devices that share work.
 
     Args:
-        items: asked for the next one when a device is free, so that it may end as soon as enough is known.
-        devices: that can do the work; `str` names them.
-        work: item, device, and a function to be called often: it raises `Stopped` when the work is not wanted any more.
-        take: gets item, device and result, as they come. If it raises UnreachableError, the item is worked on again.
+        devices: `str` names them.
         note: is told which device is out of reach, and why.
-        pauses_s: see `PAUSES_S`.
-
-    Raises:
-        UnreachableError: items are left, and no device is.
-        Exception: whatever else `work` and `take` raise; work on other devices is stopped.
+        pauses_s: instead of `PAUSES_S`.
     """
-    stop = threading.Event()
 
-    def still_wanted() -> None:
-        if stop.is_set():
-            raise Stopped
+    def __init__(self, devices: Sequence[_Device], note: Callable[[str], None], pauses_s: Sequence[float] | None = None) -> None:
+        self._free = deque(devices)
+        self._resting: dict[_Device, float] = {}
+        self._failures = dict.fromkeys(devices, 0)
+        self._note = note
+        self._pauses_s = PAUSES_S if pauses_s is None else pauses_s
+        self._why = ""
 
-    free, returned = deque(devices), deque[_Item]()
-    resting: dict[_Device, float] = {}
-    failures = dict.fromkeys(devices, 0)
-    running: dict[Future[_Result], tuple[_Item, _Device]] = {}
-    why = ""
-    with ThreadPoolExecutor(len(devices)) as pool:
-        # A single device works in this thread, where an interruption ends it at once.
-        begin = pool.submit if len(devices) > 1 else _here
-        try:
-            while True:
-                now = time.monotonic()
-                for device in [each for each, until in resting.items() if until <= now]:
-                    del resting[device]
-                    free.append(device)
-                while free:
-                    item = returned.popleft() if returned else next(items, None)
-                    if item is None:
-                        break
-                    device = free.popleft()
-                    running[begin(work, item, device, still_wanted)] = item, device
-                if not running:
-                    if not returned:
-                        return
-                    if not resting:
-                        raise UnreachableError(f"none of the devices is within reach any more; {why}")
-                    time.sleep(max(0.0, min(resting.values()) - time.monotonic()))
-                    continue
-                patience = min(resting.values()) - time.monotonic() if resting and returned else None
-                for future in wait(running, timeout=patience, return_when=FIRST_COMPLETED).done:
-                    item, device = running.pop(future)
-                    try:
-                        take(item, device, future.result())
-                    except UnreachableError as error:
-                        why = f"{device}: {error}"
-                        returned.append(item)
-                        if failures[device] < len(pauses_s):
-                            pause_s = pauses_s[failures[device]]
-                            resting[device] = time.monotonic() + pause_s
-                            note(f"{why}; its work goes back to the queue, and it is tried again in {pause_s:g} s")
+    def work_on(
+        self,
+        items: Iterator[_Item],
+        work: Callable[[_Item, _Device, Callable[[], None]], _Result],
+        take: Callable[[_Item, _Device, _Result], None],
+    ) -> None:
+        """Works on all items, one at a time on each device. `items` and `take` are called from this thread alone.
+
+        Args:
+            items: asked for the next one when a device is free, so that it may end as soon as enough is known.
+            work: item, device, and a function to be called often: it raises `Stopped` when the work is not wanted any more.
+            take: gets item, device and result, as they come. If it raises DeviceLostError, the item is worked on again.
+
+        Raises:
+            DeviceLostError: items are left, and no device is.
+            Exception: whatever else `work` and `take` raise; work on other devices is stopped.
+        """
+        stop = threading.Event()
+
+        def still_wanted() -> None:
+            if stop.is_set():
+                raise Stopped
+
+        returned = deque[_Item]()
+        running: dict[Future[_Result], tuple[_Item, _Device]] = {}
+        devices = len(self._free) + len(self._resting)
+        with ThreadPoolExecutor(max(1, devices)) as pool:
+            # A single device works in this thread, where an interruption ends it at once.
+            begin = pool.submit if devices > 1 else _here
+            try:
+                while True:
+                    self._rested()
+                    while self._free:
+                        item = returned.popleft() if returned else next(items, None)
+                        if item is None:
+                            break
+                        device = self._free.popleft()
+                        running[begin(work, item, device, still_wanted)] = item, device
+                    if not running:
+                        if self._free:
+                            return
+                        if not self._resting:
+                            raise DeviceLostError(f"none of the devices can go on; {self._why}")
+                        time.sleep(max(0.0, min(self._resting.values()) - time.monotonic()))
+                        continue
+                    patience = min(self._resting.values()) - time.monotonic() if self._resting else None
+                    for future in wait(running, timeout=patience, return_when=FIRST_COMPLETED).done:
+                        item, device = running.pop(future)
+                        try:
+                            take(item, device, future.result())
+                        except DeviceLostError as error:
+                            returned.append(item)
+                            self._lost(device, error)
                         else:
-                            note(f"{why}; it is given up")
-                        failures[device] += 1
-                    else:
-                        failures[device] = 0
-                        free.append(device)
-        finally:
-            stop.set()
+                            self._failures[device] = 0
+                            self._free.append(device)
+            finally:
+                stop.set()
+
+    def _rested(self) -> None:
+        """Devices that have been left alone for long enough are free again."""
+        now = time.monotonic()
+        for device in [each for each, until in self._resting.items() if until <= now]:
+            del self._resting[device]
+            self._free.append(device)
+
+    def _lost(self, device: _Device, error: DeviceLostError) -> None:
+        self._why = f"{device}: {error}"
+        failures, self._failures[device] = self._failures[device], self._failures[device] + 1
+        if failures < len(self._pauses_s):
+            pause_s = self._pauses_s[failures]
+            self._resting[device] = time.monotonic() + pause_s
+            self._note(f"{self._why}; its work goes back to the queue, and it is tried again in {pause_s:g} s")
+        else:
+            self._note(f"{self._why}; it is given up")
 
 
 def _here(work: Callable[..., _Result], *arguments: object) -> Future[_Result]:

@@ -20,6 +20,9 @@ from natdeploy.space import Arch, Block
 STEADY = ("harness", "runtime_version", "provider", "cpu", "cores", "governor")
 """What must not change while one table is measured: numbers from before and after could not be compared."""
 
+AGREE = 0.1
+"""Devices of one kind whose references differ by more than this are not of one kind."""
+
 
 class Journal:
     """What is measured so far.
@@ -53,22 +56,27 @@ class Journal:
             )
         write_atomic(path, "".join(f"{line}\n" for line in [first, *lines]).encode())
 
-    def add(self, result: MeasureResult, failures: Mapping[str, str], *, measuring_s: float, converting_s: float) -> None:
+    def add(
+        self, result: MeasureResult, failures: Mapping[str, str], *, device: str, measuring_s: float, converting_s: float
+    ) -> None:
         """Keeps a chunk for good.
 
         Args:
             result: of measuring it.
             failures: reason by id, of what could not be converted.
+            device: which of several of one kind it was.
             measuring_s: that the device was busy.
             converting_s: before that, here.
 
         Raises:
-            DeviceError: the device is no longer the one that the table was begun on.
+            DeviceError: the device is no longer the one that the table was begun on, or not like the others.
         """
         if self.chunks:
             self._compare(result.environment)
+            self._agree(device, result.reference_ms)
         rows = [asdict(measurement) | {"reference_ms": result.reference_ms} for measurement in result.measurements]
         chunk = {
+            "device": device,
             "reference_ms": result.reference_ms,
             "measuring_s": measuring_s,
             "converting_s": converting_s,
@@ -90,6 +98,21 @@ class Journal:
                     f"the {name.replace('_', ' ')} was {begun.get(name)} when this table was begun and is {environment.get(name)} "
                     f"now; set it back, or remove {self.path} to measure anew"
                 )
+
+    def _agree(self, device: str, reference_ms: float) -> None:
+        for other, found in self._references().items():
+            beside = median(found)
+            if other != device and abs(reference_ms / beside - 1) > AGREE:
+                raise DeviceError(
+                    f"the reference network takes {reference_ms:.3g} ms on {device} and {beside:.3g} ms on {other}, which should "
+                    "be alike: let the slower one cool down, charge it or look at its governor, or leave one of them out"
+                )
+
+    def _references(self) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {}
+        for chunk in self.chunks:
+            found.setdefault(chunk["device"], []).append(chunk["reference_ms"])
+        return found
 
     def _take(self, chunk: dict[str, Any]) -> None:
         for row in chunk.pop("rows"):
@@ -128,10 +151,14 @@ class Journal:
         return float(median(chunk["reference_ms"] for chunk in self.chunks))
 
     @property
+    def drifts(self) -> Mapping[str, float]:
+        """How much the reference's latency changed between chunks, at most, on each device: 0.1 is 10 %."""
+        return {device: max(found) / min(found) - 1 for device, found in self._references().items()}
+
+    @property
     def drift(self) -> float:
-        """How much the reference's latency changed between chunks, at most: 0.1 is 10 %."""
-        found = [chunk["reference_ms"] for chunk in self.chunks]
-        return float(max(found) / min(found) - 1)
+        """That of the device that drifted most."""
+        return max(self.drifts.values())
 
     def blocks(self, wanted: Sequence[Block]) -> tuple[BlockRow, ...]:
         """Rows of those that were measured. Blocks are short: their floor is steadier than their ratio to a longer reference."""

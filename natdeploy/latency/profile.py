@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from natdeploy._version import __version__
-from natdeploy.errors import DeviceError
+from natdeploy.errors import DeviceError, DeviceLostError
 from natdeploy.hardware.device import Target
-from natdeploy.hardware.measure import BLOCKS, HARNESS, SUBNETS, Candidate, MeasureSettings, measure
+from natdeploy.hardware.farm import Farm
+from natdeploy.hardware.measure import BLOCKS, HARNESS, SUBNETS, Candidate, MeasureResult, MeasureSettings, measure
 from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.latency.blocks import block_key, input_shape
 from natdeploy.latency.journal import Journal
@@ -53,7 +56,7 @@ Convert = Callable[[Block | Arch, Path], None]
 def profile_table(
     plan: Plan,
     convert: Convert,
-    target: Target,
+    targets: Sequence[Target],
     journal_path: Path,
     *,
     budget_s: float,
@@ -69,8 +72,8 @@ def profile_table(
 
     Args:
         plan: what.
-        convert: writes files for the target's runtime.
-        target: where.
+        convert: writes files for the targets' runtime.
+        targets: where; several are devices of one kind that share the work.
         journal_path: keeps everything measured; called again with the same file, the function goes on there.
         budget_s: of measuring. The plan's networks and its first `plan.least` blocks are measured even if it is too short.
         good_enough: asked before every chunk of further blocks whether they are still needed.
@@ -79,40 +82,60 @@ def profile_table(
         subnet_settings: how long a whole network is measured.
 
     Raises:
-        DeviceError: the target failed, or is no longer what it was when the table was begun.
+        DeviceError: the targets failed, or are no longer what they were when the table was begun.
         DamagedFileError: the file holds something else than an earlier part of this measurement.
     """
     journal_path.parent.mkdir(parents=True, exist_ok=True)
-    journal = Journal(journal_path, _signature(plan, target))
-    with tempfile.TemporaryDirectory() as folder:
-        bench = _Bench(plan, convert, target, journal, Path(folder))
+    journal = Journal(journal_path, _signature(plan, targets[0]))
+    nets = [arch for _, arch in roles(plan)]
 
-        def table() -> Table:
-            return Table(
-                journal.blocks(plan.blocks),
-                journal.subnets(roles(plan)),
-                _provenance(plan, target, journal, block_settings, subnet_settings),
-                dict(journal.failures),
-            )
+    def table() -> Table:
+        return Table(
+            journal.blocks(plan.blocks),
+            journal.subnets(roles(plan)),
+            _provenance(plan, targets[0], journal, block_settings, subnet_settings),
+            dict(journal.failures),
+        )
 
-        with progress.task(f"measuring {plan.space.name} on {target}", max(1, round(budget_s)), "s of measuring") as advance:
-            clock = _Clock(advance, journal.measuring_s)
-            for chunk in _chunks([arch for _, arch in roles(plan) if str(arch) not in journal]):
-                bench.measure(chunk, subnet_settings, clock)
-            wanted = [block for block in plan.blocks if block_key(block) not in journal]
-            least = max(0, plan.least - (len(plan.blocks) - len(wanted)))
-            for chunk in _chunks(wanted[:least]):
-                bench.measure(chunk, block_settings, clock)
-            for chunk in _chunks(wanted[least:]):
-                if journal.measuring_s >= budget_s or good_enough(table()):
-                    break
-                bench.measure(chunk, block_settings, clock)
-            again = set(journal.noisy(NOISY))
-            for settings, models in ((subnet_settings, [a for _, a in roles(plan)]), (block_settings, list(plan.blocks))):
-                for chunk in _chunks([model for model in models if model_id(model) in again]):
-                    if journal.measuring_s < budget_s:
-                        bench.measure(chunk, settings, clock)
-        return table(), journal
+    def spent() -> bool:
+        return journal.measuring_s >= budget_s * len(targets)
+
+    def stages() -> Iterator[Iterator[_Chunk]]:
+        """One after the other: what is worth measuring next depends on everything measured before."""
+        yield _chunks([arch for arch in nets if str(arch) not in journal], subnet_settings)
+        wanted = [block for block in plan.blocks if block_key(block) not in journal]
+        least = max(0, plan.least - (len(plan.blocks) - len(wanted)))
+        yield _chunks(wanted[:least], block_settings)
+        yield takewhile(lambda _: not (spent() or good_enough(table())), _chunks(wanted[least:], block_settings))
+        again = set(journal.noisy(NOISY))
+        for settings, models in ((subnet_settings, nets), (block_settings, plan.blocks)):
+            noisy = [model for model in models if model_id(model) in again]
+            yield takewhile(lambda _: not spent(), _chunks(noisy, settings))
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        progress.task(f"measuring {plan.space.name} on {targets[0]}", max(1, round(budget_s)), "s of measuring") as advance,
+    ):
+        bench = _Bench(plan, convert, Path(folder), _Clock(advance, journal.measuring_s, len(targets)))
+
+        def take(chunk: _Chunk, target: Target, measured: _Measured) -> None:
+            device = target.device.address or target.device.name
+            try:
+                journal.add(
+                    measured.result,
+                    measured.failures,
+                    device=device,
+                    measuring_s=measured.measuring_s,
+                    converting_s=measured.converting_s,
+                )
+            except DeviceError as error:
+                # One device fewer is no reason to leave the others idle.
+                raise (DeviceLostError(str(error)) if len(targets) > 1 else error) from error
+
+        farm = Farm(targets, progress.note)
+        for stage in stages():
+            farm.work_on(stage, bench.measure, take)
+    return table(), journal
 
 
 def roles(plan: Plan) -> list[tuple[Role, Arch]]:
@@ -129,25 +152,52 @@ def model_id(what: Block | Arch) -> str:
     return block_key(what) if isinstance(what, Block) else str(what)
 
 
-class _Clock:
-    """Turns seconds into whole steps of a progress bar."""
+_Models = Sequence[Block | Arch]
 
-    def __init__(self, advance: Callable[[int], None], begun_s: float) -> None:
-        self._advance, self._shown, self._seconds = advance, 0, 0.0
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Models measured together, and how long each."""
+
+    models: _Models
+    settings: MeasureSettings
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What became of a chunk, see `Journal.add`."""
+
+    result: MeasureResult
+    failures: Mapping[str, str]
+    measuring_s: float
+    converting_s: float
+
+
+def _chunks(models: _Models, settings: MeasureSettings) -> Iterator[_Chunk]:
+    return (_Chunk(models[start : start + CHUNK], settings) for start in range(0, len(models), CHUNK))
+
+
+class _Clock:
+    """Turns seconds that devices measure into whole steps of a progress bar."""
+
+    def __init__(self, advance: Callable[[int], None], begun_s: float, devices: int) -> None:
+        self._advance, self._devices, self._shown, self._seconds = advance, devices, 0, 0.0
+        self._lock = threading.Lock()
         self.add(begun_s)
 
     def add(self, seconds: float) -> None:
-        self._seconds += seconds
-        whole = int(self._seconds)
-        self._advance(whole - self._shown)
-        self._shown = whole
+        with self._lock:
+            self._seconds += seconds / self._devices
+            whole = int(self._seconds)
+            self._advance(whole - self._shown)
+            self._shown = whole
 
 
 class _Ticking:
-    """Progress of a measurement that is a part of a longer one."""
+    """Progress of a measurement that is a part of a longer one, which may not be wanted any more."""
 
-    def __init__(self, clock: _Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: _Clock, still_wanted: Callable[[], None]) -> None:
+        self._clock, self._still_wanted = clock, still_wanted
 
     @contextmanager
     def task(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
@@ -155,6 +205,7 @@ class _Ticking:
 
         def advance(_: int) -> None:
             nonlocal last
+            self._still_wanted()
             now = time.monotonic()
             self._clock.add(now - last)
             last = now
@@ -168,42 +219,44 @@ class _Ticking:
 class _Bench:
     """Converts models, each file once, and measures them beside the reference."""
 
-    def __init__(self, plan: Plan, convert: Convert, target: Target, journal: Journal, folder: Path) -> None:
-        self._plan, self._convert, self._target, self._journal = plan, convert, target, journal
-        self._folder, self._suffix = folder, get_runtime(target.runtime).SUFFIX
+    def __init__(self, plan: Plan, convert: Convert, folder: Path, clock: _Clock) -> None:
+        self._plan, self._convert, self._folder, self._clock = plan, convert, folder, clock
         self._files: dict[Block | Arch, Path] = {}
         self._refused: dict[Path, str] = {}
+        self._converting = threading.Lock()
 
-    def measure(self, chunk: Sequence[Block | Arch], settings: MeasureSettings, clock: _Clock) -> None:
+    def measure(self, chunk: _Chunk, target: Target, still_wanted: Callable[[], None]) -> _Measured:
+        suffix = get_runtime(target.runtime).SUFFIX
         start = time.monotonic()
-        self._write([self._plan.reference, *chunk])
-        failures = {model_id(what): self._refused[self._path(what)] for what in chunk if self._path(what) in self._refused}
+        with self._converting:
+            paths = {what: self._path(what, suffix) for what in [self._plan.reference, *chunk.models]}
+            self._write(paths, target)
+            failures = {model_id(what): self._refused[path] for what, path in paths.items() if path in self._refused}
         converted = time.monotonic()
+        reference = self._candidate(self._plan.reference, paths)
         result = measure(
-            [self._candidate(what) for what in chunk if model_id(what) not in failures],
-            replace(self._candidate(self._plan.reference), id="reference"),
-            self._target,
-            settings,
+            [self._candidate(what, paths) for what in chunk.models if model_id(what) not in failures],
+            replace(reference, id="reference"),
+            target,
+            chunk.settings,
             seed=self._plan.seed,
-            progress=_Ticking(clock),
+            progress=_Ticking(self._clock, still_wanted),
             keep_going=True,
         )
-        measuring_s = time.monotonic() - converted
-        self._journal.add(result, failures, measuring_s=measuring_s, converting_s=converted - start)
+        return _Measured(result, failures, time.monotonic() - converted, converted - start)
 
-    def _path(self, what: Block | Arch) -> Path:
+    def _path(self, what: Block | Arch, suffix: str) -> Path:
         """Blocks that differ in size alone have one file."""
         family = replace(what, size=0) if isinstance(what, Block) else what
-        return self._files.setdefault(family, self._folder / f"{len(self._files)}{self._suffix}")
+        return self._files.setdefault(family, self._folder / f"{len(self._files)}{suffix}")
 
-    def _candidate(self, what: Block | Arch) -> Candidate:
+    def _candidate(self, what: Block | Arch, paths: Mapping[Block | Arch, Path]) -> Candidate:
         shape = input_shape(what) if isinstance(what, Block) else (1, 3, what.resolution, what.resolution)
-        return Candidate(model_id(what), self._path(what), shape)
+        return Candidate(model_id(what), paths[what], shape)
 
-    def _write(self, wanted: Sequence[Block | Arch]) -> None:
+    def _write(self, paths: Mapping[Block | Arch, Path], target: Target) -> None:
         """Writes the files that are still missing."""
-        for what in wanted:
-            path = self._path(what)
+        for what, path in paths.items():
             if path.exists() or path in self._refused:
                 continue
             try:
@@ -211,13 +264,8 @@ class _Bench:
             except Exception as error:
                 reason = (str(error).strip().splitlines() or [""])[0][:200]
                 self._refused[path] = f"not converted: {type(error).__name__}: {reason}"
-        reference = self._path(self._plan.reference)
-        if reference in self._refused:
-            raise DeviceError(f"{self._target} cannot run the reference network {self._plan.reference}: {self._refused[reference]}")
-
-
-def _chunks(items: Sequence[Block | Arch]) -> list[Sequence[Block | Arch]]:
-    return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+        if (reference := paths[self._plan.reference]) in self._refused:
+            raise DeviceError(f"{target} cannot run the reference network {self._plan.reference}: {self._refused[reference]}")
 
 
 def _signature(plan: Plan, target: Target) -> dict[str, Any]:

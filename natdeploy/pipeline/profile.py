@@ -163,7 +163,7 @@ def measure_table(
         settled = len(errors) > PATIENCE and errors[-1] > 0.95 * errors[-1 - PATIENCE]
         return errors[-1] <= GOAL or settled
 
-    table, journal = profile_table(plan, convert, target, path, budget_s=60 * minutes, good_enough=good_enough, progress=progress)
+    table, journal = profile_table(plan, convert, [target], path, budget_s=60 * minutes, good_enough=good_enough, progress=progress)
     write_table(folder, target.slug, complete(table))
     table = read_table(folder, target.slug)  # rows in the order in which everyone will find them
     predictor = LatencyPredictor.fit(table, space)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from natdeploy.errors import DeviceError, UnreachableError
-from natdeploy.hardware.farm import Stopped, share
+from natdeploy.errors import DeviceError, DeviceLostError
+from natdeploy.hardware.farm import Farm, Stopped
 
 
 class Phone:
@@ -26,7 +27,7 @@ class Phone:
     def square(self, item: int) -> int:
         attempt, self.attempts = self.attempts, self.attempts + 1
         if attempt in self.fails_at or (self.forever and attempt >= min(self.fails_at)):
-            raise UnreachableError(f"lost at item {item}")
+            raise DeviceLostError(f"lost at item {item}")
         return item * item
 
 
@@ -39,7 +40,7 @@ def run(items: list[int], phones: list[Phone], pauses_s: tuple[float, ...] = (0.
         assert threading.current_thread() is threading.main_thread()
         found[item] = result
 
-    share(iter(items), phones, lambda item, phone, _: phone.square(item), take, note=notes.append, pauses_s=pauses_s)
+    Farm(phones, notes.append, pauses_s).work_on(iter(items), lambda item, phone, _: phone.square(item), take)
     return found, notes
 
 
@@ -74,16 +75,18 @@ def test_a_device_that_stays_away_is_given_up_and_its_work_done_by_the_other() -
 
     found: dict[int, int] = {}
     notes: list[str] = []
-    share(iter(range(6)), [gone, other], work, lambda i, _, r: found.update({i: r}), note=notes.append, pauses_s=(0.0,))
+    farm = Farm([gone, other], notes.append, ())
+    farm.work_on(iter(range(6)), work, lambda i, _, r: found.update({i: r}))
     assert found == {item: item * item for item in range(6)}
-    assert notes[0].startswith("phone#1: lost")
+    assert re.fullmatch(r"phone#1: lost at item \d; it is given up", "".join(notes))
+    farm.work_on(iter([7]), lambda item, phone, _: phone.square(item), lambda i, _, r: found.update({i: r}))
+    assert found[7] == 49
+    assert gone.attempts == 1
 
 
 def test_when_all_are_gone_the_last_reason_is_told() -> None:
     phones = [Phone(f"phone#{i}", {1}, forever=True) for i in range(2)]
-    with pytest.raises(
-        UnreachableError, match=r"none of the devices is within reach any more; phone#\d: lost at item \d"
-    ) as caught:
+    with pytest.raises(DeviceLostError, match=r"none of the devices can go on; phone#\d: lost at item \d") as caught:
         run(list(range(8)), phones)
     assert caught.value.exit_code == 5
 
@@ -92,13 +95,14 @@ def test_items_are_asked_for_only_when_a_device_is_free() -> None:
     asked: list[int] = []
     taken: list[int] = []
 
-    def items() -> object:
+    def items() -> Iterator[int]:
         for item in range(5):
             assert len(asked) - len(taken) < 2
             asked.append(item)
             yield item
 
-    share(items(), [Phone("a"), Phone("b")], lambda i, p, _: p.square(i), lambda i, p, r: taken.append(i), note=print)  # type: ignore[arg-type]
+    farm = Farm([Phone("a"), Phone("b")], print)
+    farm.work_on(items(), lambda item, phone, _: phone.square(item), lambda item, *_: taken.append(item))
     assert sorted(taken) == list(range(5))
 
 
@@ -117,7 +121,7 @@ def test_another_failure_stops_the_others() -> None:
             raise
 
     with pytest.raises(DeviceError, match="the model is wrong"):
-        share(iter([0, 1]), [Phone("a"), Phone("b")], work, lambda *_: None, note=print)
+        Farm([Phone("a"), Phone("b")], print).work_on(iter([0, 1]), work, lambda *_: None)
     assert stopped.is_set()
 
 
@@ -126,4 +130,4 @@ def test_an_interruption_of_a_single_device_is_seen_at_once() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        share(iter([0]), [Phone("a")], work, lambda *_: None, note=print)
+        Farm([Phone("a")], print).work_on(iter([0]), work, lambda *_: None)

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from natdeploy.errors import DamagedFileError, DeviceError
-from natdeploy.hardware.device import parse_target
-from natdeploy.hardware.measure import QUICK
-from natdeploy.latency import profile
+from natdeploy.errors import DamagedFileError, DeviceError, DeviceLostError
+from natdeploy.hardware import farm
+from natdeploy.hardware.device import Target, parse_target
+from natdeploy.hardware.measure import QUICK, MeasureResult
+from natdeploy.hardware.measure import measure as measure_on_device
+from natdeploy.latency import journal, profile
 from natdeploy.latency.blocks import block_key, input_shape
 from natdeploy.latency.journal import Journal
 from natdeploy.latency.plan import Plan, make_plan
 from natdeploy.latency.profile import profile_table
 from natdeploy.latency.table import Table
-from natdeploy.progress import Silent
+from natdeploy.progress import Progress, Silent
 from natdeploy.runtimes import ort
 from natdeploy.space import Arch, Block, get_space
 from natdeploy.supernet.subnet import Subnet, build_block
@@ -66,15 +71,17 @@ def measure(
     *,
     budget_s: float = 1e6,
     good_enough: Callable[[Table], bool] = lambda _: False,
+    targets: Sequence[Target] = (parse_target("host"),),
+    progress: Progress | None = None,
 ) -> tuple[Table, Journal]:
     return profile_table(
         plan,
         convert,
-        parse_target("host"),
+        targets,
         path,
         budget_s=budget_s,
         good_enough=good_enough,
-        progress=Silent(),
+        progress=progress or Silent(),
         block_settings=BRIEF,
         subnet_settings=BRIEF,
     )
@@ -193,6 +200,64 @@ def test_a_device_that_changed_meanwhile_is_refused(plan: Plan, tmp_path: Path, 
     path.write_text("\n".join([first, *map(json.dumps, chunks)]) + "\n")
     with pytest.raises(DeviceError, match="governor was another when this table was begun"):
         measure(plan, path, Converter())
+
+
+class Notes(Silent):
+    """Keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def two_hosts() -> list[Target]:
+    """This machine twice, as two devices of one kind."""
+    host = parse_target("host")
+    return [replace(host, device=host.device.model_copy(update={"name": f"host#{n}"})) for n in (1, 2)]
+
+
+def test_two_devices_share_the_work_and_one_that_dies_leaves_it_to_the_other(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: None
+) -> None:
+    monkeypatch.setattr(profile, "CHUNK", 2)
+    monkeypatch.setattr(farm, "PAUSES_S", ())
+    monkeypatch.setattr(journal, "AGREE", math.inf)
+    begun: list[str] = []
+
+    def dies(candidates: Any, reference: Any, target: Target, *arguments: Any, **options: Any) -> MeasureResult:
+        begun.append(target.device.name)
+        if begun.count("host#2") == 2 and target.device.name == "host#2":
+            raise DeviceLostError("its battery is empty")
+        return measure_on_device(candidates, reference, target, *arguments, **options)
+
+    monkeypatch.setattr(profile, "measure", dies)
+    notes = Notes()
+    table, kept = measure(plan, tmp_path / "journal.jsonl", Converter(), targets=two_hosts(), progress=notes)
+    assert [row.block for row in table.blocks] == list(plan.blocks)
+    assert len(table.subnets) == 4
+    assert notes.notes == ["host#2/onnxruntime-fp32-1t: its battery is empty; it is given up"]
+    assert begun.count("host#2") == 2
+    assert set(kept.drifts) == {"host#1", "host#2"}
+
+
+def test_results_of_a_device_unlike_the_others_are_not_taken(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: None
+) -> None:
+    monkeypatch.setattr(profile, "CHUNK", 2)
+    monkeypatch.setattr(farm, "PAUSES_S", ())
+
+    def reports(candidates: Any, reference: Any, target: Target, *arguments: Any, **options: Any) -> MeasureResult:
+        found = measure_on_device(candidates, reference, target, *arguments, **options)
+        return replace(found, reference_ms=1.0 if target.device.name == "host#1" else 1.5)
+
+    monkeypatch.setattr(profile, "measure", reports)
+    notes = Notes()
+    _, kept = measure(plan, tmp_path / "journal.jsonl", Converter(), targets=two_hosts(), progress=notes)
+    assert len(kept.drifts) == 1
+    (note,) = notes.notes
+    assert re.search(r"the reference network takes 1(\.5)? ms on host#\d and 1(\.5)? ms on host#\d, which should be alike", note)
 
 
 KILLED = """
