@@ -98,11 +98,11 @@ def plan_subnets(space: SearchSpace, fit: int, test: int, rng: np.random.Generat
     order = np.argsort(macs, kind="stable")
     edges = np.linspace(macs[order[0]], macs[order[-1]], fit + test + 1)
     near = np.abs(macs[None, :] - rng.uniform(edges[:-1], edges[1:])[:, None])
-    picks: list[int] = []
-    for distance in near:
-        distance[picks] = np.inf
+    picks, largest = [int(order[0])], int(order[-1])
+    for distance in near[1:-1]:
+        distance[[*picks, largest]] = np.inf
         picks.append(int(np.argmin(distance)))
-    picks[0], picks[-1] = int(order[0]), int(order[-1])
+    picks.append(largest)
     inner = 1 + rng.permutation(len(picks) - 2)
     fit_places = sorted([0, len(picks) - 1, *inner[: fit - 2].tolist()])
     archs = space.decode_all(genotypes[picks])

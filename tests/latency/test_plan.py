@@ -52,6 +52,11 @@ def test_subnets_are_spread_and_disjoint_with_the_extremes_to_learn_from() -> No
     assert np.diff(np.log(macs["test"])).max() < 0.7
 
 
+def test_no_network_is_chosen_twice_however_many_there_are() -> None:
+    fit, test = plan_subnets(MBV2.restrict(widths=MBV2.widths[:1]), 60, 60, np.random.default_rng(10_000))
+    assert len({*fit, *test}) == 120
+
+
 def test_reference_is_of_the_space() -> None:
     for space in SPACES.values():
         space.validate(reference_arch(space))
