@@ -27,8 +27,13 @@ from natdeploy.latency.regression import LEAST, SMALLEST_MS, Regression, Regress
 from natdeploy.latency.table import BlockRow, Provenance, Role, Table
 from natdeploy.space import Arch, Block, BlockSum, Genotypes, SearchSpace
 
-NETWORK_WEIGHT = 30.0
-"""What all whole networks together weigh, in units of all blocks together: 3 to 100 do alike."""
+BLOCK_WEIGHT = 1 / 30
+"""What all blocks that ran alone weigh together, where all whole networks together weigh 1: a third to a hundredth do alike."""
+
+PRIOR_WEIGHT = 1 / 1000
+"""The same of blocks of another target: they decide what networks leave open. Those of a very different target lead astray where they
+weigh more.
+"""
 
 _TILES_GAIN = 0.9
 """Costs by tiles must bring the cross-validated error below this share of the error without them; several sizes are tried."""
@@ -151,8 +156,11 @@ class LatencyPredictor:
         net_ms = {role: np.array([row.timing.latency_ms for row in table.subnets if row.role == role]) for role in _ROLES}
         imported = table.provenance.origin.kind == "imported" and not table.subnets
         blocks, block_ms = _columns(table.blocks)
+        weights = np.full(len(blocks), BLOCK_WEIGHT / max(1, len(blocks)))
         if table.prior and len(nets["fit"]) >= LEAST:
-            blocks, block_ms = _with_prior(blocks, block_ms, table.prior, nets["fit"], net_ms["fit"])
+            others, other_ms = _slowed_down(table.prior, nets["fit"], net_ms["fit"], set(blocks))
+            blocks, block_ms = [*blocks, *others], np.r_[block_ms, other_ms]
+            weights = np.r_[weights, np.full(len(others), PRIOR_WEIGHT / max(1, len(others)))]
         if len(blocks) < LEAST or (not imported and (len(nets["fit"]) < LEAST or len(nets["test"]) < 2)):
             raise UsageError(
                 f"the table has {len(table.blocks)} blocks, {len(nets['fit'])} networks to learn from and {len(nets['test'])} to "
@@ -163,7 +171,7 @@ class LatencyPredictor:
         def fit(parts: Parts) -> Regression:
             if imported:
                 return _fit_blocks(blocks, block_ms, parts)
-            return _fit(blocks, block_ms, nets["fit"], net_ms["fit"], parts)
+            return _fit(blocks, block_ms, weights, nets["fit"], net_ms["fit"], parts=parts)
 
         parts = parts_of(known)
         regression, found = fit(parts), {tile: fit(replace(parts, tile=tile)) for tile in TILES}
@@ -343,31 +351,38 @@ def _fit_blocks(blocks: Sequence[Block], block_ms: Floats, parts: Parts) -> Regr
     return Regression.fit(None, amounts(blocks, parts, alone=True), block_ms)
 
 
-def _fit(blocks: Sequence[Block], block_ms: Floats, nets: Sequence[Sequence[Block]], net_ms: Floats, parts: Parts) -> Regression:
+def _fit(
+    blocks: Sequence[Block],
+    block_ms: Floats,
+    block_weights: Floats,
+    nets: Sequence[Sequence[Block]],
+    net_ms: Floats,
+    *,
+    parts: Parts,
+) -> Regression:
     """Of networks, with blocks that ran alone as a prior that weighs little."""
     within, counts = count_parts(nets)
     rows = np.vstack([amounts(within, parts, alone=False), amounts(blocks, parts, alone=True)])
-    weight = NETWORK_WEIGHT * len(blocks) / len(nets)
     return Regression.fit(
         sparse.block_diag([counts, sparse.eye_array(len(blocks))], format="csr"),
         rows,
         np.r_[net_ms, block_ms],
-        weights=np.r_[np.full(len(nets), weight), np.ones(len(blocks))],
+        weights=np.r_[np.full(len(nets), 1 / len(nets)), block_weights],
         judged=np.arange(len(nets) + len(blocks)) < len(nets),
     )
 
 
-def _with_prior(
-    blocks: Sequence[Block], block_ms: Floats, prior: Sequence[BlockRow], nets: Sequence[Sequence[Block]], net_ms: Floats
+def _slowed_down(
+    prior: Sequence[BlockRow], nets: Sequence[Sequence[Block]], net_ms: Floats, known: set[Block]
 ) -> tuple[list[Block], Floats]:
-    """Blocks of another target beside those of this one, slowed down by as much as the median network is slower here."""
+    """Blocks of another target that are not known here, slowed down by as much as the median network is slower here."""
     others, other_ms = _columns(prior)
     within, counts = count_parts(nets)
     parts = parts_of([*others, *within])
     there = _fit_blocks(others, other_ms, parts)
     ratio = float(np.median(net_ms / (counts @ there.predict(None, amounts(within, parts, alone=True)))))
-    kept = [i for i, block in enumerate(others) if block not in set(blocks)]
-    return [*blocks, *(others[i] for i in kept)], np.r_[block_ms, ratio * other_ms[kept]]
+    kept = [i for i, block in enumerate(others) if block not in known]
+    return [others[i] for i in kept], ratio * other_ms[kept]
 
 
 def judge(predicted: Floats, measured: Floats, spread: float) -> Quality:
