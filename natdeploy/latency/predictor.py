@@ -31,9 +31,7 @@ BLOCK_WEIGHT = 1 / 30
 """What all blocks that ran alone weigh together, where all whole networks together weigh 1: a third to a hundredth do alike."""
 
 PRIOR_WEIGHT = 1 / 1000
-"""The same of blocks of another target: they decide what networks leave open. Those of a very different target lead astray where they
-weigh more.
-"""
+"""The same of blocks of another target: they decide what networks leave open, and lead astray where they weigh more."""
 
 _TILES_GAIN = 0.9
 """Costs by tiles must bring the cross-validated error below this share of the error without them; several sizes are tried."""
