@@ -34,7 +34,7 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 _STDERR_LINES = 5
 
-_GUARD_S = 120
+_GUARD_S = 12
 """Seconds in which the guard says its next word: a power mode of a Jetson takes several to change."""
 
 _KILL_S = 10

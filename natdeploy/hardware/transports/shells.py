@@ -55,8 +55,8 @@ class Shell(Protocol):
 
 def quote(word: str) -> str:
     """What a login shell turns back into the word. Unlike shlex.quote's, fish reads it as POSIX shells do."""
-    parts = re.findall(r"[^'\\\\]+|'|\\\\", word)
-    return "".join({"'": '"\'"', "\\": '"\\\\"'}.get(part, f"'{part}'") for part in parts) or "''"
+    special = {"'": '"' + "'" + '"', "\\": r'"\\"'}
+    return "".join(special.get(part, f"'{part}'") for part in re.findall(r"[^'\\]+|['\\]", word)) or "''"
 
 
 def _line(script: str, arguments: Sequence[str]) -> str:
