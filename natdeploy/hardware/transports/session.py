@@ -34,7 +34,7 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 _STDERR_LINES = 5
 
-_GUARD_S = 12
+_GUARD_S = 120
 """Seconds in which the guard says its next word: a power mode of a Jetson takes several to change."""
 
 _KILL_S = 10
@@ -176,6 +176,7 @@ class Session:
         try:
             self._boot, self._pid, self._folder = self._ready()
         except BaseException:
+            self._close_input()
             self._end()
             raise
         if self._shell.patience_s:
@@ -184,8 +185,9 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._shell.reads and self._guard.poll() is None:
-            with suppress(DeviceError):
-                self._ask(f"kill -TERM {self._pid}", limit_s=_PROBE_S)
+            self._loose('kill -TERM "$1"', self._pid)
+        else:
+            self._close_input()
         self._end()
 
     def push(self, local: Path, name: str) -> None:
@@ -275,12 +277,14 @@ class Session:
             except (OSError, ValueError):  # cut, or closed this moment
                 return
 
-    def _end(self) -> None:
-        """Lets the guard clean up, and hears what it could not put back."""
+    def _close_input(self) -> None:
         self._over.set()
         assert self._guard.stdin is not None
         with suppress(OSError):
             self._guard.stdin.close()
+
+    def _end(self) -> None:
+        """Hears what the guard could not put back, once it cleans up."""
         try:
             while (line := _next(self._said, _GUARD_S)) is not None:
                 kind, text = self._ours(line)
@@ -290,6 +294,7 @@ class Session:
         except TimeoutError:
             _log.warning("%s did not say whether everything there was put back", self._device.name)
         finally:
+            self._close_input()
             _stop(self._guard)
             self._errors.close()
 
@@ -375,17 +380,22 @@ class Session:
             return DeviceError(f"{device} restarted meanwhile; run the command again")
         return DeviceError(f"the private folder on {device} was removed meanwhile; run the command again")
 
-    def _lost(self, words: str) -> DeviceError:
-        """What has become of the device, now that the connection has ended by itself."""
+    def _loose(self, script: str, *arguments: str) -> tuple[bytes, str]:
+        """Output and last words of a script that needs no session; nothing where the device does not answer."""
         with tempfile.TemporaryFile() as errors:
-            program = _start(self._shell.argv(_BOOT, self._mark, BOOT_ID), subprocess.DEVNULL, errors)
+            program = _start(self._shell.argv(script, *arguments), subprocess.DEVNULL, errors)
+            output = b""
             try:
                 output, _ = program.communicate(timeout=_PROBE_S)
             except subprocess.TimeoutExpired:
-                output = b""
+                pass
             finally:
                 _stop(program)
-            now = _content(errors)
+            return output, _content(errors)
+
+    def _lost(self, words: str) -> DeviceError:
+        """What has become of the device, now that the connection has ended by itself."""
+        output, now = self._loose(_BOOT, self._mark, BOOT_ID)
         found = [text for kind, text in map(self._ours, output.splitlines()) if kind == "boot"]
         if found and found[0] != self._boot:
             return self._gone(found[0])

@@ -166,6 +166,7 @@ _ADB_TROUBLE = (
     ("no devices", "adb knows no device; plug it in and allow USB debugging (`adb devices` lists it)"),
     ("more than one device", "adb knows several devices; give the serial of one (`adb devices`) in the device's file"),
     ("unauthorized", "it does not trust this computer yet; unlock it and allow USB debugging there"),
+    ("failed to authenticate", "it does not trust this computer yet; unlock it and allow USB debugging there"),
     ("authorizing", "it does not trust this computer yet; unlock it and allow USB debugging there"),
     ("offline", "adb has it as offline; plug it in anew, or `adb reconnect`"),
     ("not found", "adb knows no such device; `adb devices` lists those it knows"),
@@ -173,6 +174,20 @@ _ADB_TROUBLE = (
     ("unable to connect", "it does not answer; is it on, in this network, and `adb tcpip 5555` done over USB?"),
     ("cannot connect to daemon", "adb's server does not start; try `adb start-server`"),
 )
+
+
+# A client of adb that forwards no input does not see its end either: this ends it then, and with it what it runs there.
+_WATCHED = """
+exec 3<&0
+"$@" </dev/null 3<&- &
+client=$!
+{ while read -r _; do :; done; kill "$client"; } <&3 >/dev/null 2>&1 &
+watcher=$!
+wait "$client"
+status=$?
+kill "$watcher" 2>/dev/null
+exit $status
+"""
 
 
 class AdbShell:
@@ -211,7 +226,11 @@ class AdbShell:
         return done.stdout.decode(errors="replace").strip()
 
     def argv(self, script: str, *arguments: str, first: bool = False) -> list[str]:
-        return ["adb", *self._to, "shell" if self.reads else "exec-out", _line(script, arguments)]
+        line = _line(script, arguments)
+        if self.reads:
+            return ["adb", *self._to, "shell", line]
+        client = ["adb", *self._to, "exec-out", line]
+        return ["sh", "-c", _WATCHED, "natdeploy", *client] if first else client
 
     def push(self, local: Path, remote: str) -> None:
         self._copy("push", str(local.absolute()), remote)
