@@ -92,18 +92,18 @@ class Sshd:
         raise AssertionError(f"sshd did not start: {(self.folder / 'log').read_text()}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.cut()
-        self.program.terminate()
-        self.program.wait()
+        self.cut(for_good=True)
 
-    def cut(self) -> None:
-        """Kills what serves the connections, as a lost link or a crash would end them; new ones are still let in."""
-        for child in _children(self.program.pid):
-            for process in [child, *_children(child)]:
-                # a session's own processes are not the link
-                with suppress(OSError):
-                    if b"sshd" in Path(f"/proc/{process}/cmdline").read_bytes():
-                        os.kill(process, signal.SIGKILL)
+    def cut(self, *, for_good: bool = False) -> None:
+        """Kills what serves the connections, as a lost link or a crash would end them; new ones are let in, unless for good."""
+        serving = [process for child in _children(self.program.pid) for process in (child, *_children(child))]
+        if for_good:
+            self.program.terminate()
+            self.program.wait()
+        for process in serving:
+            with suppress(OSError):
+                if b"sshd" in Path(f"/proc/{process}/cmdline").read_bytes():  # and not what runs in a session
+                    os.kill(process, signal.SIGKILL)
 
 
 def _children(pid: int) -> list[int]:

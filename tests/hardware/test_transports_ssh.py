@@ -137,13 +137,8 @@ def test_a_connection_cut_for_good(ssh_device: Device, tmp_path: Path) -> None:
     with Sshd(tmp_path / "sshd") as server:
         device = ssh_device.model_copy(update={"ssh_config": server.config})
 
-        def stop(line: str) -> None:
-            server.program.terminate()
-            server.program.wait()
-            server.cut()
-
         with connect(device) as transport, pytest.raises(DeviceError, match="was cut, and it cannot be reached: nothing answers"):
-            transport.run(["sh", "-c", "echo go; sleep 60"], silence_s=30, on_line=stop)
+            transport.run(["sh", "-c", "echo go; sleep 60"], silence_s=30, on_line=lambda _: server.cut(for_good=True))
 
 
 def test_a_link_that_falls_silent_is_given_up_there(ssh_device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

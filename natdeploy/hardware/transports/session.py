@@ -452,11 +452,14 @@ def _read(program: subprocess.Popen[bytes]) -> queue.Queue[bytes | None]:
 
 
 def _next(lines: queue.Queue[bytes | None], silence_s: float) -> bytes | None:
-    """The next line. Raises TimeoutError after a silence."""
+    """The next line, or None at the end, however often one asks. Raises TimeoutError after a silence."""
     try:
-        return lines.get(timeout=silence_s)
+        line = lines.get(timeout=silence_s)
     except queue.Empty as error:
         raise TimeoutError from error
+    if line is None:
+        lines.put(None)
+    return line
 
 
 def _content(file: IO[bytes]) -> str:

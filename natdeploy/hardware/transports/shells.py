@@ -204,16 +204,27 @@ class AdbShell:
         self.base = device.folder or "/data/local/tmp"
         self.files: Files = self
         self._name = device.name
-        self._serial = device.address
-        if self._serial and re.fullmatch(r"[^:]+:\d+", self._serial):
-            answer = self._adb(["connect", self._serial])
-            if "connected to" not in answer:
-                raise DeviceError(f"{self._name} cannot be reached: {self.explain(answer)}")
-        self._to = ["-s", self._serial] if self._serial else []
-        state = self._adb([*self._to, "get-state"])
-        if state.splitlines()[-1:] != ["device"]:
+        self._to = ["-s", device.address] if device.address else []
+        if device.address and re.fullmatch(r"[^:]+:\d+", device.address):
+            self._dial(device.address)
+        state = self._state()
+        if state != "device":
             raise DeviceError(f"{self._name} cannot be reached: {self.explain(state)}")
         self.reads = "shell_v2" in self._adb([*self._to, "features"]).split()
+
+    def _dial(self, address: str) -> None:
+        """Connects over the network. What adb still takes for a connection may have died meanwhile, so that one is made anew."""
+        for attempt in (1, 2):
+            answer = self._adb(["connect", address])
+            if "connected to" not in answer:
+                raise DeviceError(f"{self._name} cannot be reached: {self.explain(answer)}")
+            if attempt == 2 or self._state() == "device":
+                return
+            self._adb(["disconnect", address])
+
+    def _state(self) -> str:
+        """`device` where all is well."""
+        return self._adb([*self._to, "get-state"])
 
     def _adb(self, argv: Sequence[str]) -> str:
         """Everything that adb said."""
@@ -247,7 +258,8 @@ class AdbShell:
 
     def explain(self, words: str) -> str:
         found = next((meaning for sign, meaning in _ADB_TROUBLE if sign in words), None)
-        return found or f"adb: {last_line(words)}"
+        errors = [line for line in words.splitlines() if "error" in line]  # a summary may follow
+        return found or last_line("\n".join(errors) or words)
 
     def close(self) -> None:
         pass
