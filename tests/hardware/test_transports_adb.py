@@ -17,6 +17,12 @@ from natdeploy.hardware.device import Device
 from natdeploy.hardware.transports import connect
 from natdeploy.hardware.transports.shells import AdbShell
 
+ANDROID_TOOLS = (
+    *("cat", "chmod", "cp", "date", "env", "flock", "grep", "head", "id", "kill", "ls", "mkdir", "mv", "readlink", "rm", "rmdir"),
+    *("setsid", "sleep", "tail", "taskset", "wc"),
+)
+"""What the scripts may use, all of it in Android's toybox since version 7."""
+
 MakeDevice = Callable[..., Device]
 
 
@@ -96,7 +102,7 @@ def test_the_shell_and_the_tools_of_android(adb_server: None, make_device: MakeD
         pytest.skip("mksh and toybox are not installed (Debian: apt install mksh toybox)")
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name in "cat chmod cp date echo env flock grep head id kill ls mkdir mv printf rm rmdir setsid sleep tail taskset wc".split():
+    for name in ANDROID_TOOLS:
         (tools / name).symlink_to(toybox)
     (tools / "sh").symlink_to(mksh)
     (tmp_path / "model").write_text("3")

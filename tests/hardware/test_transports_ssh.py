@@ -81,7 +81,10 @@ def test_no_such_host(configured: MakeDevice) -> None:
 
 def test_a_host_that_does_not_answer(configured: MakeDevice) -> None:
     # what the kernel says where no packet comes back; waiting for it would take as long as the limit
-    fails(configured(ProxyCommand="sh -c 'echo connect to host x port 22: Connection timed out >&2; exit 1'"), "it does not answer; is it on")
+    fails(
+        configured(ProxyCommand="sh -c 'echo connect to host x port 22: Connection timed out >&2; exit 1'"),
+        "it does not answer; is it on",
+    )
 
 
 def test_no_ssh_here(ssh_device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -123,7 +126,7 @@ def test_a_cut_connection_is_told_and_the_device_is_free_again(ssh_device: Devic
         sshd.cut()
 
     with connect(ssh_device) as transport:
-        with pytest.raises(DeviceError, match="the connection to device was cut .*run the command again"):
+        with pytest.raises(DeviceError, match=r"the connection to device was cut .*run the command again"):
             transport.run([sys.executable, "-c", code], silence_s=30, on_line=cut)
         with pytest.raises(DeviceError, match="the connection to device was cut"):
             transport.push(Path(__file__), "x")

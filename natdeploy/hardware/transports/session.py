@@ -170,7 +170,7 @@ class Session:
             BOOT_ID,
             *(word for setting in device.settings for word in _words(setting)),
         ]
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the session)
+        self._errors = tempfile.TemporaryFile()
         self._guard = _start(self._shell.argv(_guard_script(), *arguments, first=True), subprocess.PIPE, self._errors)
         self._said = _read(self._guard)
         try:
@@ -319,7 +319,7 @@ class Session:
             finally:
                 _stop(program)
             words = _content(errors)
-        _, begin, rest = output.partition(f"\n{self._mark} begin\n".encode())
+        _, _, rest = output.partition(f"\n{self._mark} begin\n".encode())
         content, end, status = rest.rpartition(f"\n{self._mark} end ".encode())
         if end:
             return int(status), content, words
@@ -371,7 +371,7 @@ class Session:
     def _trouble(self, what: str, words: str) -> DeviceError:
         device = self._device.name
         if "No space left" in words:
-            return DeviceError(f"{device} has no space left for its private folder; free some, or name another `folder` in its file")
+            return DeviceError(f"{device} has no space left for a private folder; free some, or name another `folder` in its file")
         return DeviceError(f"{what} on {device}: {last_line(words)}")
 
     def _gone(self, boot: str) -> DeviceError:

@@ -70,10 +70,23 @@ def last_line(words: str) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
+def _run(argv: Sequence[str], timeout_s: float | None = None) -> tuple[int, str]:
+    """Exit status of a program here, and everything it said."""
+    done = subprocess.run(
+        list(argv),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=timeout_s,
+        check=False,
+    )
+    return done.returncode, done.stdout.decode(errors="replace")
+
+
 class LocalShell:
     """This machine's."""
 
-    files = None
+    files: Files | None = None
     patience_s = 0
     reads = True
 
@@ -113,7 +126,7 @@ class SshShell:
     checked as the user's configuration has it, and nothing is ever asked.
     """
 
-    files = None
+    files: Files | None = None
     patience_s = 90
     reads = True
 
@@ -202,7 +215,7 @@ class AdbShell:
         if shutil.which("adb") is None:
             raise DeviceError("adb is not installed here; install it (Debian: apt install adb)")
         self.base = device.folder or "/data/local/tmp"
-        self.files: Files = self
+        self.files: Files | None = self
         self._name = device.name
         self._to = ["-s", device.address] if device.address else []
         if device.address and re.fullmatch(r"[^:]+:\d+", device.address):
@@ -230,7 +243,12 @@ class AdbShell:
         """Everything that adb said."""
         try:
             done = subprocess.run(
-                ["adb", *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_ANSWER_S, check=False
+                ["adb", *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=_ANSWER_S,
+                check=False,
             )
         except subprocess.TimeoutExpired as error:
             raise DeviceError(f"{self._name} cannot be reached: adb does not answer; try `adb kill-server`") from error
@@ -250,11 +268,9 @@ class AdbShell:
         self._copy("pull", remote, str(local.absolute()))
 
     def _copy(self, *argv: str) -> None:
-        done = subprocess.run(
-            ["adb", *self._to, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-        )
-        if done.returncode != 0:
-            raise DeviceError(self.explain(done.stdout.decode(errors="replace")))
+        status, words = _run(["adb", *self._to, *argv])
+        if status != 0:
+            raise DeviceError(self.explain(words))
 
     def explain(self, words: str) -> str:
         found = next((meaning for sign, meaning in _ADB_TROUBLE if sign in words), None)
