@@ -353,14 +353,16 @@ class Session:
                     on_line(line.decode(errors="replace"))
         return None
 
-    def _failure(self, program: str, status: int) -> DeviceError:
+    def _failure(self, program: str, status: int) -> ProgramError:
         """What an exit status means, with the program's last words."""
         _, output, _ = self._ask(_LAST_WORDS)
         lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
         words = " | ".join(lines[-_STDERR_LINES:]) or "it said nothing"
         device, name = self._device.name, Path(program).name
         if status == 127:
-            return DeviceError(f"{device} has no program {program} ({words}); install it, or correct its path in the device's file")
+            return ProgramError(
+                f"{device} has no program {program} ({words}); install it, or correct its path in the device's file"
+            )
         if status == 128 + signal.SIGKILL:
             return ProgramError(
                 f"{name} was killed on {device} (signal 9), most likely because its memory ran out; close what else runs there, "
