@@ -18,7 +18,7 @@ from natdeploy.hardware.transports import connect
 from natdeploy.hardware.transports.shells import AdbShell
 
 ANDROID_TOOLS = (
-    *("cat", "chmod", "cp", "date", "env", "flock", "grep", "head", "id", "kill", "ls", "mkdir", "mv", "readlink", "rm", "rmdir"),
+    *("cat", "chmod", "cp", "date", "env", "flock", "grep", "head", "id", "kill", "ls", "mkdir", "mv", "printf", "rm", "rmdir"),
     *("setsid", "sleep", "tail", "taskset", "wc"),
 )
 """What the scripts may use, all of it in Android's toybox since version 7."""

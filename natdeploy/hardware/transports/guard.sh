@@ -83,17 +83,20 @@ if [ "$exclusive" = 1 ]; then
   [ -r "$lock" ] || { rm -rf "$session"; fail "$lock: cannot be read"; }
   exec 9<"$lock"
   # The kernel lets go of the lock with the guard, however it ends. Android has flock from 7 on.
-  if command -v flock >/dev/null; then
-    for attempt in 1 2 3; do # one that is just being left
-      flock -n 8 8<&9 && break
-      [ "$attempt" -lt 3 ] && sleep 1 && continue
-      rm -rf "$session"
-      say "held $(cat "$(ls -t "$base"/natdeploy-*/holder | head -n 1)")"
-      exit 1
-    done
-  else
-    say unlocked
-  fi
+  for attempt in 1 2 3; do
+    flock -n 8 8<&9 2>/dev/null
+    case $? in
+      0) break ;;
+      1) # held, or just being left
+        [ "$attempt" = 3 ] || { sleep 1; continue; }
+        say "held $(cat "$(ls -t "$base"/natdeploy-*/holder | head -n 1)")"
+        rm -rf "$session"
+        rmdir "$home"
+        exit 1
+        ;;
+      *) say unlocked; break ;;
+    esac
+  done 2>/dev/null
   (umask 022 && printf '%s since %s\n' "$holder" "$(date '+%Y-%m-%d %H:%M:%S')" >"$home/holder")
   for old in "$home"/*/pids; do
     old=${old%/pids}
