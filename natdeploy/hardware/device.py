@@ -22,6 +22,28 @@ _TARGET = re.compile(
 )
 
 
+class Setting(BaseModel):
+    """What is changed on a device while measuring, and put back after: a file's value, or what commands save and restore.
+
+    Attributes:
+        name: what people call it.
+        file: that holds it.
+        value: written there.
+        save: command that prints the state before.
+        apply: command that changes it.
+        restore: command that puts it back; the last word that `save` printed stands for `{state}`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    file: str | None = None
+    value: str | None = None
+    save: tuple[str, ...] = ()
+    apply: tuple[str, ...] = ()
+    restore: tuple[str, ...] = ()
+
+
 class Device(BaseModel):
     """A machine, as its file in devices/ describes it.
 
@@ -31,19 +53,38 @@ class Device(BaseModel):
         transport: the way to it.
         runtimes: that it has; the first is the default.
         threads: that a model runs on unless the user says otherwise.
+        addresses: ssh destinations, or adb serials.
+        ssh_config: file for `ssh -F`.
+        python: interpreter there; None where there is none. The local transport keeps this process's.
+        folder: parent of private folders there.
+        cores: programs are pinned there.
+        settings: changed while measuring.
+        temperature: file there, in millidegrees.
+        cool_c: temperature below which timing begins.
+        clock: file there, in kHz.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"[a-z0-9][a-z0-9_]*")
     description: str
-    transport: Literal["local"]
+    transport: Literal["local", "ssh", "adb"]
     runtimes: tuple[str, ...] = Field(min_length=1)
     threads: int = Field(ge=1)
+    addresses: tuple[str, ...] = ()
+    ssh_config: Path | None = None
+    python: str | None = "python3"
+    folder: str | None = None
+    cores: tuple[int, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    temperature: str | None = None
+    cool_c: float | None = None
+    clock: str | None = None
 
     @property
     def address(self) -> str | None:
-        return None
+        """The only one; None is this machine, or the only device that adb knows."""
+        return self.addresses[0] if self.addresses else None
 
     @field_validator("runtimes")
     @classmethod
