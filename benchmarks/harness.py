@@ -125,15 +125,15 @@ def own_tool_ms(name: str, path: Path, runs: int) -> float | None:
             "-infer_precision",
             "f32",
         )
-        found = re.search(r"Median:\s+([\d.]+) ms", text)
+        found = re.search(r"Median:\s+([\d.]+) (ms|us)", text)
     elif name == "tflite":
         text = _output("litert-benchmark", "--model", path, "--num_threads", 1, "--warmup_runs", 20, "--num_runs", runs)
-        found = re.search(r"(?i)(?:median|p50)\D*([\d.]+)", text)
+        found = re.search(r"(?i)(?:median|p50)\D*([\d.]+) ?(ms|us)?", text)
     else:
         return None
     if found is None:
         raise RuntimeError(f"the tool of {name} printed no median:\n{text}")
-    return float(found[1])
+    return float(found[1]) * (1e-3 if found[2] == "us" else 1)
 
 
 def _output(tool: str, *arguments: object) -> str:
