@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from natdeploy.errors import DamagedFileError, NatdeployError, UsageError
 from natdeploy.files import write_atomic
+from natdeploy.toml import toml_text
 
 if TYPE_CHECKING:  # a report needs no torch, which takes seconds to import
     from torch import Tensor
@@ -49,7 +49,6 @@ PRAGMA user_version = {SCHEMA_VERSION};
 _DATABASE = "run.sqlite"
 _RESTORE = "restore it from a copy, or start a new run in another folder"
 _ROOM = "make room on the disk, or the folder writable, and go on with `natdeploy resume`: nothing stored before is lost"
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ class RunStore:
         with _locked(folder):
             if (folder / _DATABASE).exists():
                 raise UsageError(f"{folder} holds a run already; go on with `natdeploy resume {folder}` or choose another folder")
-            write_atomic(folder / "config.toml", f"{_toml(config)}\n".encode(errors="replace"), _ROOM)
+            write_atomic(folder / "config.toml", f"{toml_text(config)}\n".encode(errors="replace"), _ROOM)
             write_atomic(folder / _DATABASE, _new_database({**facts, "config": dict(config)}), _ROOM)
         return cls.open(folder)
 
@@ -398,25 +397,3 @@ def _json(value: Any) -> str:
 
 def _unwritable(path: Path, reason: str | None) -> NatdeployError:
     return NatdeployError(f"{path} cannot be written ({reason}); {_ROOM}")
-
-
-def _toml(values: Mapping[str, Any], table: str = "") -> str:
-    """TOML of JSON values; the standard library reads it and does not write it. Keys whose value is None are left out."""
-    present = {_toml_key(key): value for key, value in values.items() if value is not None}
-    lines = [f"[{table}]"] if table else []
-    lines += [f"{key} = {_toml_value(value)}" for key, value in present.items() if not isinstance(value, Mapping)]
-    inner = [_toml(value, f"{table}.{key}" if table else key) for key, value in present.items() if isinstance(value, Mapping)]
-    return "\n".join([*lines, *(f"\n{text}" if lines else text for text in inner)])
-
-
-def _toml_key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else _toml_value(key)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml_key(key)} = {_toml_value(entry)}" for key, entry in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    # JSON and TOML write numbers, truth values and text alike, but for one character.
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from natdeploy import store
 from natdeploy.errors import DamagedFileError, NatdeployError, UsageError
 from natdeploy.store import Evaluation, NetRecord, RunStore
+from natdeploy.toml import toml_text
 
 NET = NetRecord(
     arch="r128-w1-k3e1",
@@ -177,7 +178,7 @@ VALUES = st.recursive(
 @settings(deadline=None, max_examples=50)
 @given(st.dictionaries(JSON_KEYS, VALUES, max_size=5))
 def test_the_configuration_is_written_as_toml(config: dict[str, object]) -> None:
-    assert tomllib.loads(store._toml(config)) == config
+    assert tomllib.loads(toml_text(config)) == config
 
 
 def test_the_configuration_lies_in_the_folder_without_what_is_not_set(tmp_path: Path) -> None:
