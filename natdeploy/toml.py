@@ -7,6 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+_LONG = 100
+"""Characters from which on a list has a line for each of its values."""
+
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -19,13 +22,20 @@ def toml_text(values: Mapping[str, Any], table: str = "") -> str:
     """
     present = {_key(key): value for key, value in values.items() if value is not None}
     lines = [f"[{table}]"] if table else []
-    lines += [f"{key} = {_value(value)}" for key, value in present.items() if not isinstance(value, Mapping)]
+    lines += [f"{key} = {_lines(value)}" for key, value in present.items() if not isinstance(value, Mapping)]
     inner = [toml_text(value, f"{table}.{key}" if table else key) for key, value in present.items() if isinstance(value, Mapping)]
     return "\n".join([*lines, *(f"\n{text}" if lines else text for text in inner)])
 
 
 def _key(key: str) -> str:
     return key if _BARE_KEY.fullmatch(key) else _value(key)
+
+
+def _lines(value: Any) -> str:
+    text = _value(value)
+    if isinstance(value, list | tuple) and len(text) > _LONG:
+        return "".join(["[\n", *(f"    {_value(each)},\n" for each in value), "]"])
+    return text
 
 
 def _value(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from natdeploy.errors import UsageError
 from natdeploy.files import write_atomic
 from natdeploy.hardware.check import DeviceReport, Sensor, check
-from natdeploy.hardware.device import Device, devices_folder, load_device
+from natdeploy.hardware.device import Device, devices_folder, load_device, make_device
 
 _SENSORS = ("cpu", "soc", "gpu")
 """Kinds of temperature sensors, the ones nearest to what is timed first."""
@@ -35,7 +35,13 @@ class Added:
 
 
 def add_device(
-    like: str, transport: Literal["ssh", "adb"], address: str, *, name: str | None = None, python: str | None = None, force: bool = False
+    like: str,
+    transport: Literal["ssh", "adb"],
+    address: str,
+    *,
+    name: str | None = None,
+    python: str | None = None,
+    force: bool = False,
 ) -> Added:
     """Asks a device what it is and writes its file to the user's folder.
 
@@ -58,31 +64,16 @@ def add_device(
     path = devices_folder() / f"{chosen}.toml"
     if path.exists() and not force:
         raise UsageError(f"there is a device file {path} already; give another --name, or replace it with --force")
-    values: dict[str, Any] = {**_values(pattern), "name": chosen, "addresses": [address]}
+    values: dict[str, Any] = {**pattern.model_dump(exclude={"verified"}), "name": chosen, "addresses": [address]}
     if python is not None:
         values["python"] = python
-    report = check(_validated(values))
+    report = check(make_device(values, f"device {chosen}"))
     found = _found(report)
     values |= {name: value for name, (value, _) in found.items()}
     values["verified"] = f"{report.model or report.cpu or report.os}, asked on {datetime.now(UTC):%Y-%m-%d}"
-    device = _validated(values)
+    device = make_device(values, f"device {chosen}")
     write_atomic(path, device.to_toml().encode())
     return Added(device, path, report, tuple(text for _, text in found.values()))
-
-
-def _values(device: Device) -> dict[str, Any]:
-    return device.model_dump(exclude={"verified"})
-
-
-def _validated(values: dict[str, Any]) -> Device:
-    from pydantic import ValidationError
-
-    try:
-        return Device.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"such a device cannot be: {where or 'its values'}: {first['msg'][:1].lower()}{first['msg'][1:]}") from error
 
 
 def _found(report: DeviceReport) -> dict[str, tuple[Any, str]]:

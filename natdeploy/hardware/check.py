@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def check(device: Device) -> DeviceReport:
     except TimeoutError as error:
         raise DeviceError(f"{device.name} said nothing for {SILENCE_S:g} s while it was asked what it has; is it busy?") from error
     report = _report(device, facts, told)
-    return DeviceReport(**{**vars(report), "problems": _problems(report, told)})
+    return replace(report, problems=_problems(report, told))
 
 
 def runtime_version(device: Device, runtime: str) -> str:
@@ -140,7 +140,9 @@ def _shell_facts(transport: Transport, device: Device) -> list[list[str]]:
     lines = _run(transport, ["sh", _SHELL_PROBE.name, *wanted])
     if not lines or lines[-1] != "end":
         last = f"its last line was {lines[-1]!r}" if lines else "it printed nothing"
-        raise DeviceError(f"{device.name} did not answer what it is: {last}; does a program of its shell's profile print something?")
+        raise DeviceError(
+            f"{device.name} did not answer what it is: {last}; does a program of its shell's profile print something?"
+        )
     return [line.split("\t") for line in lines[:-1]]
 
 
@@ -170,7 +172,11 @@ def _report(device: Device, facts: list[list[str]], told: dict[str, Any]) -> Dev
     cores = [Core(int(fields[0]), _number(fields[1]), fields[2] or None) for name, *fields in facts if name == "core"]
     return DeviceReport(
         device,
-        **{name: single.get(name) for name in ("model", "system", "os", "cpu", "boot_id")},
+        model=single.get("model"),
+        system=single.get("system"),
+        os=single.get("os"),
+        cpu=single.get("cpu"),
+        boot_id=single.get("boot_id"),
         cores=tuple(sorted(cores, key=lambda core: core.number)),
         memory_mb=None if memory_kb is None else memory_kb // 1024,
         free_mb=None if free_kb is None else free_kb // 1024,
@@ -196,7 +202,9 @@ def _problems(report: DeviceReport, told: dict[str, Any]) -> tuple[str, ...]:
     """Sentences; none where at least one of the device's runtimes can be timed and there is room."""
     device, found = report.device, []
     if report.free_mb is not None and report.free_mb < LEAST_FREE_MB:
-        found.append(f"only {report.free_mb} MB are free where natdeploy works; make room, or name another `folder` in the device file")
+        found.append(
+            f"only {report.free_mb} MB are free where natdeploy works; make room, or name another `folder` in the device file"
+        )
     if device.harness == "tool":
         missing = [runtime for runtime in device.runtimes if TOOL_OF.get(runtime) not in report.tools]
         found += [
@@ -207,7 +215,7 @@ def _problems(report: DeviceReport, told: dict[str, Any]) -> tuple[str, ...]:
         ]
         return tuple(found)
     if "problem" in told:
-        advice = "install Python 3.8 or later there, or say in the device file where it is (python = \"...\")"
+        advice = 'install Python 3.8 or later there, or say in the device file where it is (python = "...")'
         return (*found, f"{device.python} does not run ({told['problem']}); {advice}")
     if report.numpy is None:
         return (*found, f"numpy does not load ({told['numpy']['problem']}); on the device: {device.python} -m pip install numpy")

@@ -85,7 +85,11 @@ class Setting(_Strict):
     def _one_kind(self) -> Setting:
         by_file = self.file is not None and self.value is not None
         by_command = bool(self.apply and self.restore)
-        if by_file == by_command or (by_file and (self.save or self.apply or self.restore)) or (by_command and (self.file or self.value)):
+        if (
+            by_file == by_command
+            or (by_file and (self.save or self.apply or self.restore))
+            or (by_command and (self.file or self.value))
+        ):
             raise PydanticCustomError("setting", "a setting has either file and value, or apply and restore (and save)")
         if not self.save and any("{state}" in argument for argument in self.restore):
             raise PydanticCustomError("setting", "restore needs {{state}}, and there is no save that prints it")
@@ -203,7 +207,7 @@ class Device(_Strict):
         if self.ssh_config is not None and self.transport != "ssh":
             raise PydanticCustomError("ssh_config", "ssh_config is for devices that are reached by ssh")
         if self.harness == "runner" and self.python is None:
-            raise PydanticCustomError("harness", "the runner needs Python on the device; name it, or set harness to \"tool\"")
+            raise PydanticCustomError("harness", 'the runner needs Python on the device; name it, or set harness to "tool"')
         if self.cores and self.threads > len(self.cores):
             raise PydanticCustomError("threads", "there are more threads than cores to pin them to")
         if self.cool_c is not None and self.temperature is None:
@@ -300,7 +304,7 @@ def _member(device: Device, number: str | None) -> str:
         return device.addresses[int(number) - 1]
     has = f"lists {count} address{'es' if count > 1 else ''}, the first is #1" if count else "lists no addresses"
     asked = "without a number" if number is None else f"#{number}"
-    raise UsageError(f"there is no {device.name} {asked}: its file {has}; list them there as addresses = [\"...\", \"...\"]")
+    raise UsageError(f'there is no {device.name} {asked}: its file {has}; list them there as addresses = ["...", "..."]')
 
 
 def _load_file(name_or_path: str) -> Device:
@@ -315,7 +319,9 @@ def _load_file(name_or_path: str) -> Device:
         raise UsageError(f"there is no device {name_or_path!r}; known are {known}, or give the path of a .toml file")
     device = read_device(files[name_or_path])
     if device.name != name_or_path:
-        raise UsageError(f"device file {files[name_or_path]} is wrong at 'name': it must be {name_or_path!r}, as the file is called")
+        raise UsageError(
+            f"device file {files[name_or_path]} is wrong at 'name': it must be {name_or_path!r}, as its file is called"
+        )
     return device
 
 
@@ -326,16 +332,31 @@ def read_device(path: Path) -> Device:
         UsageError: it describes none; the message names file, key and reason.
     """
     try:
-        return Device.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"device file {path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"device file {path} is no TOML: {error}") from error
+    return make_device(values, f"device file {path}")
+
+
+def make_device(values: Mapping[str, Any], what: str) -> Device:
+    """The device of some values.
+
+    Args:
+        values: by field.
+        what: what the values are of, for the message.
+
+    Raises:
+        UsageError: they describe none; the message names key and reason.
+    """
+    try:
+        return Device.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         reason = first["msg"][:1].lower() + first["msg"][1:]
-        raise UsageError(f"device file {path} is wrong{f' at {where!r}' if where else ''}: {reason}") from error
+        raise UsageError(f"{what} is wrong{f' at {where!r}' if where else ''}: {reason}") from error
 
 
 # ---- targets

@@ -10,6 +10,7 @@ import importlib
 import json
 import platform
 import sys
+from functools import partial
 from typing import Any, Callable
 
 
@@ -21,11 +22,16 @@ def attempt(version: Callable[[], Any]) -> dict[str, str]:
         return {"problem": "{}: {}".format(type(error).__name__, error).splitlines()[0]}
 
 
+def runtime_version(name: str) -> str:
+    """What a runtime file says of its library."""
+    return str(importlib.import_module(name).version())
+
+
 def main() -> None:
     found = {
         "python": platform.python_version(),
         "numpy": attempt(lambda: importlib.import_module("numpy").__version__),
-        "runtimes": {name: attempt(lambda name=name: importlib.import_module(name).version()) for name in sys.argv[1:]},
+        "runtimes": {name: attempt(partial(runtime_version, name)) for name in sys.argv[1:]},
     }
     print(json.dumps(found))
 

@@ -22,7 +22,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from natdeploy import store
 from natdeploy.errors import DamagedFileError, NatdeployError, UsageError
 from natdeploy.store import Evaluation, NetRecord, RunStore
 from natdeploy.toml import toml_text
