@@ -14,7 +14,7 @@ from typing import Any
 from natdeploy.errors import DeviceError
 from natdeploy.hardware import probe
 from natdeploy.hardware.device import TOOLS, Device
-from natdeploy.hardware.runtimes import RUNTIMES
+from natdeploy.hardware.runtimes import RUNTIMES, installed_version
 from natdeploy.hardware.transports import ProgramError, Transport, connect
 
 SILENCE_S = 120.0
@@ -116,15 +116,19 @@ def check(device: Device) -> DeviceReport:
 
 
 def runtime_version(device: Device, runtime: str) -> str:
-    """The version of a runtime's library, or of the vendor's tool, on a device; this machine is one.
+    """The version of a runtime's library on a device; the tool's name where a vendor's tool times, which does not tell its version.
 
     Raises:
         DeviceError: the device cannot be reached or has no such runtime.
     """
-    report = check(device)
-    if runtime in report.runtimes:
+    if device.transport == "local":
+        return installed_version(RUNTIMES[runtime])
+    report = check(device.members()[0])
+    if device.harness == "runner" and runtime in report.runtimes:
         return report.runtimes[runtime]
-    raise DeviceError(next((each for each in report.problems if runtime in each), f"{device.name} has no {runtime}"))
+    if device.harness == "tool" and TOOL_OF.get(runtime) in report.tools:
+        return TOOL_OF[runtime]
+    raise DeviceError(f"{device.name} cannot be measured: {'; '.join(report.problems) or f'it has no {runtime}'}")
 
 
 def _run(transport: Transport, argv: Sequence[str]) -> list[str]:

@@ -418,6 +418,12 @@ def parse_target(text: str, *, precision: str | None = None, threads: int | None
     return Target(device, name, delegate, computed, chosen)
 
 
+def device_of(target: str) -> str:
+    """The part of a target's text that names the device."""
+    match = _TARGET.fullmatch(target)
+    return target if match is None else match["device"]
+
+
 def host_facts() -> dict[str, Any]:
     """Processor, cores, memory, operating system and governor of this machine, as the runner records them on any device."""
     return runner.environment()
