@@ -1,9 +1,9 @@
 """Latency from a specification sheet, for devices that nobody has measured yet.
 
-The roofline model (Williams, Waterman and Patterson 2009), block by block: a block takes as long as its arithmetic at the peak of the
-processor, or as reading its weights and writing its feature maps at the bandwidth of the memory, whichever is longer; a network is
-the sum of its blocks. That is a kind of lower bound: runtimes reach a fraction of the peak, and only caches work the other way. It
-tells how networks compare rather than what one takes, and whoever shows it has to say that it is an estimate.
+The roofline model (Williams, Waterman and Patterson 2009), block by block: a block takes as long as its arithmetic at the peak of
+the processor, or as reading its weights and writing its feature maps at the bandwidth of the memory, whichever is longer; a network
+is the sum of its blocks. That is a kind of lower bound: runtimes reach a fraction of the peak, and only caches work the other way.
+It tells how networks compare rather than what one takes, and whoever shows it has to say that it is an estimate.
 """
 
 from __future__ import annotations
