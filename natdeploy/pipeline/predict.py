@@ -64,8 +64,8 @@ def predict(
         progress: is told why a table is not used.
 
     Raises:
-        UsageError: target, space or an architecture is unknown, or `table` is of something else.
-        DeviceError: there is no table of them; the message says how to measure one.
+        UsageError: target, space or an architecture is unknown, `table` is of something else, or this machine has no table of them.
+        DeviceError: another device has no table of them; the message says how to measure one.
     """
     chosen, named = parse_target(target), get_space(space)
     parsed = [_parse(text) for text in archs]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from natdeploy.errors import DeviceError, UsageError
+from natdeploy.errors import DeviceError, NatdeployError, UsageError
 from natdeploy.hardware.device import Target, device_of
 from natdeploy.latency.blocks import Floats
 from natdeploy.latency.estimate import Estimate
@@ -103,8 +103,8 @@ def load_predictor(folder: Path) -> Predictor:
 
 def no_table(
     text: str, target: Target, space: str, chosen: SearchSpace, classes: int, *, tables: Path | None, seed_weights: Path | None
-) -> DeviceError:
-    """Says that a device was never measured, and with which command it will be.
+) -> NatdeployError:
+    """Says that a target was never measured, and with which command it will be.
 
     Args:
         text: of the target, as the user wrote it.
@@ -124,7 +124,9 @@ def no_table(
     else:
         command += ["--seed-weights", str(seed_weights)]
     command += ["--classes", str(classes), *(["--tables", str(tables)] if tables else [])]
-    return DeviceError(
-        f"there is no latency table of {target} for {chosen.name} at width {width:g}; attach the device and measure it: "
-        f"{shlex.join(command)} (or name a table with --table FILE, or take the specification sheet with --allow-estimate)"
+    here = target.device.transport == "local"
+    advice = "measure it" if here else "attach the device and measure it"
+    return (UsageError if here else DeviceError)(
+        f"there is no latency table of {target} for {chosen.name} at width {width:g}; {advice}: {shlex.join(command)} "
+        f"(or name a table with --table FILE, or take the specification sheet with --allow-estimate)"
     )
