@@ -106,7 +106,8 @@ def check(device: Device) -> DeviceReport:
     """
     device.require_address()
     try:
-        with connect(device) as transport:
+        # A question changes nothing: governor and clocks stay as they are, and nobody waits until the device has cooled down.
+        with connect(device.model_copy(update={"settings": (), "cool_c": None})) as transport:
             facts = _shell_facts(transport, device)
             told = _python_facts(transport, device) if device.python is not None else {}
     except TimeoutError as error:
@@ -158,6 +159,7 @@ def _python_facts(transport: Transport, device: Device) -> dict[str, Any]:
         transport.push(code, code.name)
     code = Path(probe.__file__)
     transport.push(code, code.name)
+    assert transport.python is not None, "the device has one"
     try:
         lines = _run(transport, [transport.python, code.name, *modules])
     except ProgramError as error:

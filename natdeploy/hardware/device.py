@@ -32,6 +32,12 @@ _MEMBER = re.compile(r"(?P<name>.+?)(?:#(?P<number>[^#,]*))?")
 # ---- the schema of a device file
 
 
+def _plain(text: str) -> str:
+    if not text.isprintable():
+        raise PydanticCustomError("line", "it must be one line of text")
+    return text
+
+
 def _line(text: str) -> str:
     if not text.strip() or not text.isprintable():
         raise PydanticCustomError("line", "it must be one line of text")
@@ -146,7 +152,7 @@ class Device(_Strict):
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
-    description: Line
+    description: Annotated[str, AfterValidator(_plain)]
     sources: Lines = ()
     verified: Line | None = None
     transport: Literal["local", "ssh", "adb"]
