@@ -33,21 +33,22 @@ def list_(*, as_json: Json = False, verbose: Verbose = False, quiet: Quiet = Fal
       natdeploy devices list
     """
     from natdeploy.errors import UsageError
-    from natdeploy.hardware.device import device_files, load_device
+    from natdeploy.hardware.device import device_files, devices_folder, load_device
 
     with session(as_json=as_json, verbose=verbose, quiet=quiet):
+        files, damaged = device_files(), []
         known: list[Device] = []
-        damaged: list[str] = []
-        for name in sorted(device_files()):
+        for name in sorted(files):
             try:
                 known.append(load_device(name))
             except UsageError as error:
                 damaged.append(str(error))
     if as_json:
-        write_json({"devices": [_json(device) for device in known], "damaged": damaged})
+        shown = [{**device.model_dump(mode="json"), "file": str(files[device.name])} for device in known]
+        write_json({"devices": shown, "damaged": damaged})
         return
     for device in known:
-        runtimes, own = ", ".join(device.runtimes), "yours" if _is_own(device) else "ships"
+        runtimes, own = ", ".join(device.runtimes), "yours" if files[device.name].parent == devices_folder() else "ships"
         tried = f"tried on {device.verified}" if device.verified else "not tried on any"
         typer.echo(f"{device.name:16} {device.description}; {_way(device)}; {runtimes}; {own}, {tried}")
     for problem in damaged:
@@ -63,14 +64,13 @@ def show(device: Name, *, as_json: Json = False, verbose: Verbose = False, quiet
       natdeploy devices show jetson
     """
     with session(as_json=as_json, verbose=verbose, quiet=quiet):
-        from natdeploy.hardware.device import load_device
+        from natdeploy.hardware.device import device_file, load_device
 
-        found = load_device(device)
+        found, file = load_device(device), device_file(device)
     if as_json:
-        write_json(_json(found))
+        write_json({**found.model_dump(mode="json"), "file": str(file)})
         return
-    typer.echo(found.to_toml().rstrip())
-    typer.echo(f"\nfile: {_file(found) or device}")
+    typer.echo(f"{found.to_toml()}\nfile: {file}")
 
 
 @devices.command()
@@ -142,7 +142,8 @@ def add(
         else:
             raise UsageError("say how the device is reached: either --ssh USER@HOST or --adb SERIAL")
     if as_json:
-        write_json({"file": str(made.path), "found": made.found, **_report_json(made.report), "device": _json(made.device)})
+        described = made.device.model_dump(mode="json")
+        write_json({"file": str(made.path), "found": made.found, "report": _report_json(made.report), "device": described})
         return
     _show(made.report)
     for line in made.found:
@@ -150,26 +151,9 @@ def add(
     typer.echo(f"file: {made.path}")
 
 
-def _file(device: Device) -> str | None:
-    from natdeploy.hardware.device import device_files
-
-    path = device_files().get(device.name)
-    return None if path is None else str(path)
-
-
-def _is_own(device: Device) -> bool:
-    from natdeploy.hardware.device import device_files, devices_folder
-
-    return device_files()[device.name].parent == devices_folder()
-
-
 def _way(device: Device) -> str:
     missing = {"local": "", "ssh": "no address yet", "adb": "the one that is attached"}[device.transport]
     return ", ".join(filter(None, (device.transport, *(device.addresses or (missing,)))))
-
-
-def _json(device: Device) -> dict[str, Any]:
-    return {**device.model_dump(mode="json"), "file": _file(device)}
 
 
 def _report_json(report: DeviceReport) -> dict[str, Any]:

@@ -253,10 +253,15 @@ class Device(_Strict):
 
     def to_toml(self) -> str:
         """The text of a file that describes this device."""
-        values = {name: value for name, value in self.model_dump(mode="json", exclude_none=True).items() if value not in ([], {})}
+        values = _present(self.model_dump(mode="json", exclude_none=True))
+        values["settings"] = [_present(setting) for setting in values.get("settings", [])] or None
         if self.python is None and self.transport != "adb":
             values["python"] = ""
         return f"{toml_text(values)}\n"
+
+
+def _present(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value not in ([], {})}
 
 
 def _known_runtimes(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -293,15 +298,41 @@ def load_device(text: str) -> Device:
     Raises:
         UsageError: there is none, it has no such address, or its file does not describe a device.
     """
+    name, numbers = _name_and_numbers(text)
+    path = device_file(name)
+    device = read_device(path)
+    if device.name != name and not name.endswith(".toml"):
+        raise UsageError(f"device file {path} is wrong at 'name': it must be {name!r}, as its file is called")
+    if numbers in ([], [None]):
+        return device
+    return device.model_copy(update={"addresses": tuple(_member(device, number) for number in dict.fromkeys(numbers))})
+
+
+def device_file(text: str) -> Path:
+    """The file of a device, in any form that `load_device` reads.
+
+    Raises:
+        UsageError: there is none.
+    """
+    name, _ = _name_and_numbers(text)
+    files = device_files()
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise UsageError(f"there is no device file {name}")
+        return Path(name)
+    if name not in files:
+        known = ", ".join(sorted(files))
+        raise UsageError(f"there is no device {name!r}; known are {known}, or give the path of a .toml file")
+    return files[name]
+
+
+def _name_and_numbers(text: str) -> tuple[str, list[str | None]]:
+    """`pi#1,pi#3` taken apart. Raises UsageError where names differ."""
     parts = [] if text.endswith(".toml") else [match for part in text.split(",") if (match := _MEMBER.fullmatch(part))]
     names = {part["name"] for part in parts} or {text}
     if len(names) > 1:
         raise UsageError(f"{text} names devices of several kinds ({', '.join(sorted(names))}); a farm is of one")
-    device = _load_file(names.pop())
-    numbers = [part["number"] for part in parts]
-    if numbers in ([], [None]):
-        return device
-    return device.model_copy(update={"addresses": tuple(_member(device, number) for number in dict.fromkeys(numbers))})
+    return names.pop(), [part["number"] for part in parts]
 
 
 def _member(device: Device, number: str | None) -> str:
@@ -311,24 +342,6 @@ def _member(device: Device, number: str | None) -> str:
     has = f"lists {count} address{'es' if count > 1 else ''}, the first is #1" if count else "lists no addresses"
     asked = "without a number" if number is None else f"#{number}"
     raise UsageError(f'there is no {device.name} {asked}: its file {has}; list them there as addresses = ["...", "..."]')
-
-
-def _load_file(name_or_path: str) -> Device:
-    if name_or_path.endswith(".toml"):
-        path = Path(name_or_path)
-        if not path.is_file():
-            raise UsageError(f"there is no device file {path}")
-        return read_device(path)
-    files = device_files()
-    if name_or_path not in files:
-        known = ", ".join(sorted(files))
-        raise UsageError(f"there is no device {name_or_path!r}; known are {known}, or give the path of a .toml file")
-    device = read_device(files[name_or_path])
-    if device.name != name_or_path:
-        raise UsageError(
-            f"device file {files[name_or_path]} is wrong at 'name': it must be {name_or_path!r}, as its file is called"
-        )
-    return device
 
 
 def read_device(path: Path) -> Device:
