@@ -22,11 +22,14 @@ from natdeploy.latency.predictor import LatencyPredictor
 from natdeploy.latency.table import Table, read_table, write_table
 from natdeploy.pipeline import SearchConfig
 from natdeploy.pipeline.config import target_of
-from natdeploy.pipeline.predictor import ESTIMATE, PREDICTOR
+from natdeploy.pipeline.predictor import ESTIMATE, PREDICTOR, no_table
 from natdeploy.pipeline.profile import table_folder
+from natdeploy.pipeline.setting import read_for
 from natdeploy.progress import Silent
 from natdeploy.space import Arch, get_space
+from natdeploy.space.catalog import plain_arch
 from natdeploy.store import RunStore
+from natdeploy.supernet import Subnet, write_seed
 
 SLOW = """name = "board"
 description = "a board that is elsewhere"
@@ -292,3 +295,19 @@ def test_this_machine_is_profiled_and_not_estimated(config: SearchConfig, tmp_pa
     with pytest.raises(UsageError, match="the file of host has no peak_gflops"):
         pipeline.plan(config.model_copy(update={"allow_estimate": True, "tables": tmp_path / "none"}))
     assert load_device("host").transport == "local"
+
+
+def test_the_command_for_a_seed_with_channels_of_its_own_measures_the_space_of_its_search(tmp_path: Path, devices: Path) -> None:
+    write_board(devices)
+    space = get_space("demo").with_channels(16, (8, 16, 24, 40), 64)
+    path = tmp_path / "own channels.safetensors"
+    write_seed(Subnet(space, plain_arch(32, 1.0, (1, 2, 3, 2)), 3), path, {"input": "RGB, scaled to [-1,1]"})
+    _, chosen = read_for(path, get_space("demo"))
+    error = no_table("board", parse_target("board"), "demo", chosen, 3, tables=None, seed_weights=path)
+    command = shlex.split(str(error).split("measure it: ")[1].split(" (or ", maxsplit=1)[0])
+    assert command[command.index("--seed-weights") + 1] == str(path)
+    assert "--width" not in command
+    result = run(*command[1:])
+    assert (result.exit_code, "has no address yet" in result.stderr) == (5, True), result.output
+    with pytest.raises(UsageError, match="the width is that of the seed weights"):
+        pipeline.profile("host", space="demo", seed_weights=path, width=1.0)
