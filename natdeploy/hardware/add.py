@@ -70,7 +70,7 @@ def add_device(
     report = check(make_device(values, f"device {chosen}"))
     found = _found(report)
     values |= {name: value for name, (value, _) in found.items()}
-    values["verified"] = f"{report.model or report.cpu or report.os}, asked on {datetime.now(UTC):%Y-%m-%d}"
+    values["verified"] = f"{report.model or report.cpu or report.os}, asked what it has on {datetime.now(UTC):%Y-%m-%d}"
     device = make_device(values, f"device {chosen}")
     write_atomic(path, device.to_toml().encode())
     return Added(device, path, report, tuple(text for _, text in found.values()))
@@ -81,7 +81,7 @@ def _found(report: DeviceReport) -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {}
     if report.memory_mb is not None:
         found["memory_mb"] = (report.memory_mb, f"memory: {report.memory_mb} MB")
-    if big := report.big_cores:
+    if len(big := report.big_cores) >= report.device.threads:
         numbers = ", ".join(map(str, big))
         found["cores"] = (big, f"big cores: {numbers}, by their highest frequencies; models run on these alone")
     if (sensor := _best(report)) is not None:

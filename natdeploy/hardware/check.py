@@ -148,7 +148,8 @@ def _shell_facts(transport: Transport, device: Device) -> list[list[str]]:
         raise DeviceError(
             f"{device.name} did not answer what it is: {last}; does a program of its shell's profile print something?"
         )
-    return [line.split("\t") for line in lines[:-1]]
+    # What a device says is shown and written to files: characters that steer a terminal are left out.
+    return [["".join(filter(str.isprintable, field)) for field in line.split("\t")] for line in lines[:-1]]
 
 
 def _python_facts(transport: Transport, device: Device) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def _plain(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    if not text.strip() or not text.isprintable():
+    if not _plain(text).strip():
         raise PydanticCustomError("line", "it must be one line of text")
     return text
 
@@ -89,16 +89,12 @@ class Setting(_Strict):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Setting:
-        by_file = self.file is not None and self.value is not None
-        by_command = bool(self.apply and self.restore)
-        if (
-            by_file == by_command
-            or (by_file and (self.save or self.apply or self.restore))
-            or (by_command and (self.file or self.value))
-        ):
+        by_file = bool(self.file and self.value) and not (self.save or self.apply or self.restore)
+        by_command = bool(self.apply and self.restore) and not (self.file or self.value)
+        if not (by_file or by_command):
             raise PydanticCustomError("setting", "a setting has either file and value, or apply and restore (and save)")
         if not self.save and any("{state}" in argument for argument in self.restore):
-            raise PydanticCustomError("setting", "restore needs {{state}}, and there is no save that prints it")
+            raise PydanticCustomError("setting", "restore needs the state, and there is no save that prints it")
         return self
 
 

@@ -38,7 +38,8 @@ done
 for wanted in "$@"; do
     name=${wanted%%=*}
     place=${wanted#*=}
-    for path in "$place" "$(command -v "$name" 2>/dev/null)" "/data/local/tmp/$name" "/usr/src/tensorrt/bin/$name"; do
+    for path in "$place" "$(command -v "$name" 2>/dev/null)" "/data/local/tmp/$name" "/usr/src/tensorrt/bin/$name" \
+        "/opt/tensorrt/bin/$name"; do
         if [ -n "$path" ] && [ -f "$path" ] && [ -x "$path" ]; then
             fact tool "$name" "$path"
             break

@@ -14,9 +14,10 @@ import numpy as np
 
 from natdeploy._version import __version__
 from natdeploy.errors import DeviceError
+from natdeploy.hardware.check import runtime_version
 from natdeploy.hardware.device import Target
 from natdeploy.hardware.measure import BLOCKS, HARNESS, SUBNETS, Candidate, MeasureSettings, measure
-from natdeploy.hardware.runtimes import get_runtime, installed_version
+from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.latency.blocks import block_key, input_shape
 from natdeploy.latency.journal import Journal
 from natdeploy.latency.plan import Plan
@@ -224,7 +225,7 @@ def _signature(plan: Plan, target: Target) -> dict[str, Any]:
     """Latencies with the same signature may stand in one table."""
     return {
         "target": str(target),
-        "runtime_version": installed_version(get_runtime(target.runtime)),
+        "runtime_version": runtime_version(target.device, target.runtime),
         "harness": HARNESS,
         "classes": plan.classes,
         "reference": str(plan.reference),

@@ -197,6 +197,19 @@ def test_a_board_without_python_or_numpy(answer: Callable[[Answers], Answers], t
     assert re.search(says, problem)
 
 
+def test_a_device_cannot_steer_the_terminal(answer: Callable[[Answers], Answers], devices: Path) -> None:
+    answer(Answers(ALL_TELL.replace("Pixel 4", "\x1b[2JPixel\x07 4")))
+    assert check(load_device("pixel4")).model == "[2JPixel 4"
+    assert add_device("pixel4", "adb", "0A1B").device.verified
+
+
+def test_there_are_never_more_threads_than_cores_to_pin_them_to(answer: Callable[[Answers], Answers], devices: Path) -> None:
+    answer(Answers(ALL_TELL))
+    devices.mkdir()
+    (devices / "fast.toml").write_text(load_device("android").model_copy(update={"name": "fast", "threads": 3}).to_toml())
+    assert add_device("fast", "adb", "0A1B", force=True).device.cores == ()
+
+
 def test_a_full_disk_is_a_problem(answer: Callable[[Answers], Answers]) -> None:
     answer(Answers(PHONE.replace("40000000", "4096")))
     assert check(load_device("pixel4")).problems[0].startswith("only 4 MB are free")
