@@ -221,9 +221,11 @@ def _problems(report: DeviceReport, told: dict[str, Any]) -> tuple[str, ...]:
             for runtime in missing
         ]
         return tuple(found)
-    if "problem" in told:
-        advice = 'install Python 3.8 or later there, or say in the device file where it is (python = "...")'
-        return (*found, f"{device.python} does not run ({told['problem']}); {advice}")
+    needed = "the runner needs Python 3.8 or later; install it there, or name it in the device file as `python`"
+    if report.python is None:
+        return (*found, f"{device.python} does not run ({told['problem']}); {needed}")
+    if tuple(int(part) for part in report.python.split(".")[:2]) < (3, 8):
+        return (*found, f"{device.python} is Python {report.python}; {needed}")
     if report.numpy is None:
         return (*found, f"numpy does not load ({told['numpy']['problem']}); on the device: {device.python} -m pip install numpy")
     for runtime in device.runtimes:

@@ -184,7 +184,8 @@ def test_what_a_board_lacks_is_said_with_the_command_that_installs_it(answer: Ca
 @pytest.mark.parametrize(
     ("told", "says"),
     [
-        (ProgramError("python3 ended with code 127: not found"), "python3 does not run .*install Python 3.8"),
+        (ProgramError("python3 ended with code 127: not found"), "python3 does not run .*needs Python 3.8 or later"),
+        (json.dumps({**LIBRARIES, "python": "3.7.17"}), "python3 is Python 3.7.17; the runner needs Python 3.8 or later"),
         (
             json.dumps({**LIBRARIES, "numpy": {"problem": "ModuleNotFoundError: No module named 'numpy'"}}),
             "python3 -m pip install numpy",
