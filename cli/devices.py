@@ -185,6 +185,7 @@ def _show(report: DeviceReport) -> None:
         "Python": None if report.python is None else f"{report.python}, numpy {report.numpy or 'does not load'}",
         "runtimes": ", ".join(f"{name} {version}" for name, version in report.runtimes.items()),
         "tools": ", ".join(report.tools.values()),
+        "settings": "; ".join(f"{name} {outcome}" for name, outcome in report.settings.items()),
     }
     for label, value in rows.items():
         if value:

@@ -66,6 +66,7 @@ class DeviceReport:
         python: version; None where there is none, or none is wanted.
         numpy: version.
         runtimes: version by name, of those of the device's runtimes that load.
+        settings: what became of each that the device's file wants changed; by now all are put back.
         problems: what keeps it from being measured, each with what to do.
     """
 
@@ -83,6 +84,7 @@ class DeviceReport:
     python: str | None = None
     numpy: str | None = None
     runtimes: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
     @property
@@ -106,14 +108,14 @@ def check(device: Device) -> DeviceReport:
     """
     device.require_address()
     try:
-        # A question changes nothing: governor and clocks stay as they are, and nobody waits until the device has cooled down.
-        with connect(device.model_copy(update={"settings": (), "cool_c": None})) as transport:
+        with connect(device) as transport:
+            settings = dict(transport.settings)
             facts = _shell_facts(transport, device)
             told = _python_facts(transport, device) if device.python is not None else {}
     except TimeoutError as error:
         raise DeviceError(f"{device.name} said nothing for {SILENCE_S:g} s while it was asked what it has; is it busy?") from error
     report = _report(device, facts, told)
-    return replace(report, problems=_problems(report, told))
+    return replace(report, settings=settings, problems=_problems(report, told))
 
 
 def runtime_version(device: Device, runtime: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from natdeploy.errors import DeviceError
+from natdeploy.hardware.conditions import settle
 from natdeploy.hardware.device import Target
 from natdeploy.hardware.runtimes import Runtime, get_runtime
 from natdeploy.hardware.transports import ProgramError, Transport, connect
@@ -197,16 +198,18 @@ def measure(
         models = [_model(candidate, names) for candidate in candidates]
         records: dict[str, list[dict[str, Any]]] = {candidate.id: [] for candidate in candidates}
         failures: dict[str, str] = {}
-        environment: Mapping[str, Any] = {}
+        environment: dict[str, Any] = {}
         steps = len(models) * (settings.slices + 1)
         with progress.task(f"measuring on {target}", steps * settings.processes, "steps") as advance:
             for process in range(settings.processes):
+                conditions = settle(transport, target.device, progress)
                 order = np.random.default_rng([seed, process]).permutation(len(models))
                 found: list[dict[str, Any]] | None = None
                 while found is None:
                     todo = [models[i] for i in order if models[i]["id"] not in failures]
                     try:
                         environment, found = _one_process(transport, plan | {"candidates": todo}, settings.silence_s, advance)
+                        environment |= conditions
                     except _ModelError as broken:
                         failures[broken.model] = str(broken)
                         _raise_unless(keep_going, failures, target)
@@ -256,10 +259,15 @@ def _one_process(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Environment and records of a fresh process. Raises _ModelError where one model is to blame."""
     running: str | None = None
+    if transport.python is None:
+        raise DeviceError("there is no Python on this device to run the runner; name one as `python` in its file")
 
     def listen(line: str) -> None:
         nonlocal running
-        running = json.loads(line)["id"]
+        try:
+            running = json.loads(line)["id"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise DeviceError(f"the runner was to say which model it is at, but said {line!r}; does a library print?") from error
         advance(1)
 
     with tempfile.TemporaryDirectory() as folder:

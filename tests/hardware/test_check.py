@@ -58,6 +58,7 @@ class Answers:
     shell: str
     told: str | Exception = ""
     python: str = "python3"
+    settings: dict[str, str] = field(default_factory=dict)
     pushed: list[str] = field(default_factory=list)
     asked: list[list[str]] = field(default_factory=list)
 
