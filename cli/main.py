@@ -11,6 +11,7 @@ from natdeploy._version import __version__
 
 from .benchmark import benchmark
 from .demo import demo
+from .devices import devices
 from .doctor import doctor
 from .export import export
 from .predict import predict
@@ -48,6 +49,7 @@ def _natdeploy(
 
 for verb in (search, resume, export, benchmark, report, profile, predict, doctor, demo):
     app.command()(verb)
+app.add_typer(devices, name="devices")
 app.add_typer(supernet, name="supernet")
 app.add_typer(tables, name="tables")
 

@@ -14,6 +14,14 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `natde
 Tables = Annotated[
     Path | None, typer.Option("--tables", metavar="DIR", help="Folder of latency tables.", show_default="the user's own")
 ]
+Table = Annotated[
+    Path | None,
+    typer.Option("--table", metavar="FILE", help="Latency table to use, its .csv or .toml, instead of looking for one."),
+]
+AllowEstimate = Annotated[
+    bool,
+    typer.Option("--allow-estimate", help="Where there is no table, take the device's specification sheet; every number says so."),
+]
 
 _UNITS = {"s": 1 / 60, "sec": 1 / 60, "min": 1.0, "m": 1.0, "h": 60.0}
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, Quiet, Tables, Verbose
+from .options import AllowEstimate, Json, Quiet, Table, Tables, Verbose
 from .terminal import session, write_json
 
 
@@ -18,6 +18,8 @@ def predict(
     space: Annotated[str, typer.Option(metavar="SPACE", help="Of the architectures: a name, or a .toml file.")] = "mbv2",
     classes: Annotated[int, typer.Option(metavar="N", min=1, help="Outputs of the classifier.")] = 1000,
     tables: Tables = None,
+    table: Table = None,
+    allow_estimate: AllowEstimate = False,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -34,15 +36,29 @@ def predict(
     with session(as_json=as_json, verbose=verbose, quiet=quiet) as progress:
         from natdeploy import pipeline
 
-        found, quality = pipeline.predict(archs, target, space=space, classes=classes, tables=tables, progress=progress)
+        found, quality = pipeline.predict(
+            archs,
+            target,
+            space=space,
+            classes=classes,
+            tables=tables,
+            table=table,
+            allow_estimate=allow_estimate,
+            progress=progress,
+        )
     if as_json:
         write_json({"predictions": [asdict(each) for each in found], "quality": quality and asdict(quality)})
         return
     for each in found:
-        note = "" if each.known else "  outside of what was measured: a guess"
-        typer.echo(
-            f"{each.latency_ms:.3f} ms ({each.low_ms:.3f} to {each.high_ms:.3f})  {each.macs / 1e6:.1f}M MACs  {each.arch}{note}"
+        guess = (
+            "estimated from the device's specification sheet, not measured"
+            if each.estimated
+            else "outside of what was measured: a guess"
         )
+        note = "" if each.known else f"  {guess}"
+        interval = "" if each.low_ms is None or each.high_ms is None else f" ({each.low_ms:.3f} to {each.high_ms:.3f})"
+        mark = "~" if each.estimated else ""
+        typer.echo(f"{mark}{each.latency_ms:.3f} ms{interval}  {each.macs / 1e6:.1f}M MACs  {each.arch}{note}")
     if quality:
         typer.echo(
             f"such predictions of {quality.n} nets that were measured were within 5 % for {quality.within_5:.0%} and within 10 % "

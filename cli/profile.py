@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,10 +18,18 @@ if TYPE_CHECKING:
 def profile(
     *,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="Name of a known device, or a file that describes one.")] = "host",
-    runtime: Annotated[str, typer.Option(metavar="NAME", help="What runs the nets there.")] = "onnxruntime",
+    runtime: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What runs the nets there.", show_default="the device's first")
+    ] = None,
     space: Annotated[str, typer.Option(metavar="SPACE", help="Whose blocks to measure: a name, or a .toml file.")] = "mbv2",
     width: Annotated[
         float | None, typer.Option(metavar="W", min=0.1, help="Channel multiplier.", show_default="the space's first")
+    ] = None,
+    seed_weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Pretrained network whose width and channels the space is to have, as in a search from it."
+        ),
     ] = None,
     classes: Annotated[int, typer.Option(metavar="N", min=1, help="Outputs of the classifier.")] = 1000,
     precision: Annotated[
@@ -62,6 +71,7 @@ def profile(
             runtime,
             space=space,
             width=width,
+            seed_weights=seed_weights,
             classes=classes,
             tables=tables,
             precision=precision,

@@ -11,7 +11,7 @@ import typer
 
 from natdeploy.errors import UsageError
 
-from .options import Accelerator, Json, NoProgress, Quiet, Tables, Verbose
+from .options import Accelerator, AllowEstimate, Json, NoProgress, Quiet, Table, Tables, Verbose
 from .results import show_report
 from .terminal import session, write_json
 
@@ -54,6 +54,8 @@ def search(
     strict: Annotated[bool, typer.Option("--strict", help="A damaged image ends the search instead of being skipped.")] = False,
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Whether a mirrored image means the same.")] = True,
     tables: Tables = None,
+    table: Table = None,
+    allow_estimate: AllowEstimate = False,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML file with any of these settings; the command line's options win.")
     ] = None,

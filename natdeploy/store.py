@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -22,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from natdeploy.errors import DamagedFileError, NatdeployError, UsageError
 from natdeploy.files import write_atomic
+from natdeploy.toml import toml_text
 
 if TYPE_CHECKING:  # a report needs no torch, which takes seconds to import
     from torch import Tensor
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = f"""
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -42,14 +42,16 @@ CREATE TABLE checkpoints (
 CREATE TABLE nets (
     arch TEXT NOT NULL, id TEXT NOT NULL, role TEXT NOT NULL, validation_accuracy REAL NOT NULL, test_accuracy REAL,
     predicted_ms REAL, measured_p50_ms REAL, measured_p90_ms REAL, measured_n INTEGER, unstable INTEGER, params INTEGER NOT NULL,
-    macs INTEGER NOT NULL, runtime_accuracy REAL, parity REAL, files TEXT NOT NULL, PRIMARY KEY (role, id)
+    macs INTEGER NOT NULL, runtime_accuracy REAL, parity REAL, files TEXT NOT NULL, estimated INTEGER NOT NULL,
+    PRIMARY KEY (role, id)
 ) STRICT;
 PRAGMA user_version = {SCHEMA_VERSION};
 """
+_MIGRATIONS = {1: "ALTER TABLE nets ADD COLUMN estimated INTEGER NOT NULL DEFAULT 0"}
+"""From each earlier version to the next. In runs of version 1, no latency was an estimate."""
 _DATABASE = "run.sqlite"
 _RESTORE = "restore it from a copy, or start a new run in another folder"
 _ROOM = "make room on the disk, or the folder writable, and go on with `natdeploy resume`: nothing stored before is lost"
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class NetRecord:
         runtime_accuracy: of the exported file in its runtime, on the test images.
         parity: largest absolute difference of the exported file's logits from torch's.
         files: exported ones, relative to the run folder.
+        estimated: `predicted_ms` comes from a specification sheet; nothing like it was ever measured on the device.
     """
 
     arch: str
@@ -115,6 +118,7 @@ class NetRecord:
     runtime_accuracy: float | None
     parity: float | None
     files: tuple[str, ...]
+    estimated: bool = False
 
 
 class RunStore:
@@ -157,7 +161,7 @@ class RunStore:
         with _locked(folder):
             if (folder / _DATABASE).exists():
                 raise UsageError(f"{folder} holds a run already; go on with `natdeploy resume {folder}` or choose another folder")
-            write_atomic(folder / "config.toml", f"{_toml(config)}\n".encode(errors="replace"), _ROOM)
+            write_atomic(folder / "config.toml", f"{toml_text(config)}\n".encode(errors="replace"), _ROOM)
             write_atomic(folder / _DATABASE, _new_database({**facts, "config": dict(config)}), _ROOM)
         return cls.open(folder)
 
@@ -189,10 +193,15 @@ class RunStore:
             (verdict,) = database.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
             raise DamagedFileError(f"{self._path} is damaged ({' '.join(verdict.split())}); {_RESTORE}")
-        if version < SCHEMA_VERSION:
-            raise DamagedFileError(f"{self._path} is damaged (it holds no run); {_RESTORE}")
         if version > SCHEMA_VERSION:
             raise UsageError(f"{self.folder} has format {version} and this natdeploy knows {SCHEMA_VERSION}; install a newer one")
+        if version < min(_MIGRATIONS):
+            raise DamagedFileError(f"{self._path} is damaged (it holds no run); {_RESTORE}")
+        for number in range(version, SCHEMA_VERSION):
+            with self._transaction() as database:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute(_MIGRATIONS[number])
+                database.execute(f"PRAGMA user_version = {number + 1}")
 
     def _sweep(self) -> None:
         """Removes checkpoints that a killed process wrote and did not come to name, or replaced and did not come to remove."""
@@ -389,7 +398,12 @@ def _new_database(facts: Mapping[str, Any]) -> bytes:
 def _net(row: tuple[Any, ...]) -> NetRecord:
     """From a row, whose columns have the order of the fields; SQLite knows neither bool nor tuple."""
     net = NetRecord(*row)
-    return replace(net, unstable=None if net.unstable is None else bool(net.unstable), files=tuple(json.loads(row[-1])))
+    return replace(
+        net,
+        unstable=None if net.unstable is None else bool(net.unstable),
+        files=tuple(json.loads(row[-2])),
+        estimated=bool(net.estimated),
+    )
 
 
 def _json(value: Any) -> str:
@@ -398,25 +412,3 @@ def _json(value: Any) -> str:
 
 def _unwritable(path: Path, reason: str | None) -> NatdeployError:
     return NatdeployError(f"{path} cannot be written ({reason}); {_ROOM}")
-
-
-def _toml(values: Mapping[str, Any], table: str = "") -> str:
-    """TOML of JSON values; the standard library reads it and does not write it. Keys whose value is None are left out."""
-    present = {_toml_key(key): value for key, value in values.items() if value is not None}
-    lines = [f"[{table}]"] if table else []
-    lines += [f"{key} = {_toml_value(value)}" for key, value in present.items() if not isinstance(value, Mapping)]
-    inner = [_toml(value, f"{table}.{key}" if table else key) for key, value in present.items() if isinstance(value, Mapping)]
-    return "\n".join([*lines, *(f"\n{text}" if lines else text for text in inner)])
-
-
-def _toml_key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else _toml_value(key)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml_key(key)} = {_toml_value(entry)}" for key, entry in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    # JSON and TOML write numbers, truth values and text alike, but for one character.
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")

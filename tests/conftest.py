@@ -18,6 +18,14 @@ def shared() -> Path:
 
 
 @pytest.fixture(autouse=True)
+def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the user's own devices: an empty one, whoever runs the tests."""
+    folder = tmp_path / "own devices"
+    monkeypatch.setenv("NATDEPLOY_DEVICES", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
 def _one_torch_thread() -> None:
     """Two spinning OpenMP threads on two busy cores are ten times slower than one."""
     import torch

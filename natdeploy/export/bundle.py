@@ -116,7 +116,10 @@ class ModelFile(_Facts):
 
 
 class Latency(_Facts):
-    """Of one image on a target such as `host/onnxruntime-fp32-1t`. What has not been found out yet is None."""
+    """Of one image on a target such as `host/onnxruntime-fp32-1t`. What has not been found out yet is None.
+
+    `predicted_ms` is `estimated` where it comes from a specification sheet, and nothing was measured on the device.
+    """
 
     target: str
     predicted_ms: float | None = None
@@ -124,6 +127,7 @@ class Latency(_Facts):
     measured_p90_ms: float | None = None
     measured_n: int | None = None
     unstable: bool | None = None
+    estimated: bool = False
 
 
 class Metadata(_Facts):
@@ -309,7 +313,8 @@ def _latency(latency: Latency) -> str:
         unstable = ", unstable" if latency.unstable else ""
         parts.append(f"p50 {latency.measured_p50_ms:.3f} ms{p90} (measured, {latency.measured_n} runs{unstable})")
     if latency.predicted_ms is not None:
-        parts.append(f"{latency.predicted_ms:.3f} ms predicted")
+        how = "estimated from the device's specification sheet, not measured" if latency.estimated else "predicted"
+        parts.append(f"{latency.predicted_ms:.3f} ms {how}")
     return "; ".join(parts) or "not known"
 
 

@@ -29,16 +29,24 @@ class Farm(Generic[_Device]):
     """Devices that share work.
 
     Args:
-        devices: `str` names them.
+        devices: that are alike.
         note: is told which device is out of reach, and why.
+        name: of a device, for people.
         pauses_s: instead of `PAUSES_S`.
     """
 
-    def __init__(self, devices: Sequence[_Device], note: Callable[[str], None], pauses_s: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        devices: Sequence[_Device],
+        note: Callable[[str], None],
+        *,
+        name: Callable[[_Device], str] = str,
+        pauses_s: Sequence[float] | None = None,
+    ) -> None:
         self._free = deque(devices)
         self._resting: dict[_Device, float] = {}
         self._failures = dict.fromkeys(devices, 0)
-        self._note = note
+        self._note, self._name = note, name
         self._pauses_s = PAUSES_S if pauses_s is None else pauses_s
         self._why = ""
 
@@ -109,7 +117,7 @@ class Farm(Generic[_Device]):
             self._free.append(device)
 
     def _lost(self, device: _Device, error: DeviceLostError) -> None:
-        self._why = f"{device}: {error}"
+        self._why = f"{self._name(device)}: {error}"
         failures, self._failures[device] = self._failures[device], self._failures[device] + 1
         if failures < len(self._pauses_s):
             pause_s = self._pauses_s[failures]

@@ -16,10 +16,11 @@ import numpy as np
 
 from natdeploy._version import __version__
 from natdeploy.errors import DeviceError, DeviceLostError
+from natdeploy.hardware.check import runtime_version
 from natdeploy.hardware.device import Target
 from natdeploy.hardware.farm import Farm
 from natdeploy.hardware.measure import BLOCKS, HARNESS, SUBNETS, Candidate, MeasureResult, MeasureSettings, measure
-from natdeploy.hardware.runtimes import get_runtime, installed_version
+from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.latency.blocks import block_key, input_shape
 from natdeploy.latency.journal import Journal
 from natdeploy.latency.plan import Plan
@@ -119,12 +120,11 @@ def profile_table(
         bench = _Bench(plan, convert, Path(folder), _Clock(advance, journal.measuring_s, len(targets)))
 
         def take(chunk: _Chunk, target: Target, measured: _Measured) -> None:
-            device = target.device.address or target.device.name
             try:
                 journal.add(
                     measured.result,
                     measured.failures,
-                    device=device,
+                    device=_which(target),
                     measuring_s=measured.measuring_s,
                     converting_s=measured.converting_s,
                 )
@@ -132,7 +132,7 @@ def profile_table(
                 # One device fewer is no reason to leave the others idle.
                 raise (DeviceLostError(str(error)) if len(targets) > 1 else error) from error
 
-        farm = Farm(targets, progress.note)
+        farm = Farm(targets, progress.note, name=_which)
         for stage in stages():
             farm.work_on(stage, bench.measure, take)
     return table(), journal
@@ -150,6 +150,11 @@ def roles(plan: Plan) -> list[tuple[Role, Arch]]:
 def model_id(what: Block | Arch) -> str:
     """Name of a row."""
     return block_key(what) if isinstance(what, Block) else str(what)
+
+
+def _which(target: Target) -> str:
+    """Which of several devices of one kind a target is on."""
+    return target.device.address or target.device.name
 
 
 _Models = Sequence[Block | Arch]
@@ -272,7 +277,7 @@ def _signature(plan: Plan, target: Target) -> dict[str, Any]:
     """Latencies with the same signature may stand in one table."""
     return {
         "target": str(target),
-        "runtime_version": installed_version(get_runtime(target.runtime)),
+        "runtime_version": runtime_version(target.device, target.runtime),
         "harness": HARNESS,
         "classes": plan.classes,
         "reference": str(plan.reference),

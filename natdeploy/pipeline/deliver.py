@@ -19,13 +19,14 @@ import torch
 from natdeploy._version import __version__
 from natdeploy.errors import UsageError
 from natdeploy.export import Description, Latency, Preprocessing, record_latency, write_bundle
-from natdeploy.hardware.device import Target, parse_target
+from natdeploy.hardware.device import Target
 from natdeploy.hardware.measure import NETS, Candidate, MeasureSettings, measure
 from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.latency.predictor import Quality
 from natdeploy.logs import log_to
-from natdeploy.pipeline.config import SearchConfig
+from natdeploy.pipeline.config import SearchConfig, target_of
 from natdeploy.pipeline.evaluate import BATCH
+from natdeploy.pipeline.problem import label
 from natdeploy.pipeline.search import CHECKPOINT, LOG, STATISTICS, read_config
 from natdeploy.pipeline.setting import stored_convention, stored_space, stored_task
 from natdeploy.progress import Progress, Silent
@@ -138,7 +139,7 @@ def _export(store: RunStore, net: NetRecord) -> NetRecord:
         test_images=lambda: task.batches("test", arch.resolution, BATCH),
         validation_accuracy=net.validation_accuracy,
         test_accuracy=net.test_accuracy,
-        latency=Latency(target=str(_target(config)), **_measured(net)),
+        latency=Latency(target=str(target_of(config)), **_measured(net)),
     )
     (file,) = metadata.files
     return replace(net, runtime_accuracy=file.test_accuracy, parity=file.parity.max_abs, files=(f"{name}/{file.name}",))
@@ -162,7 +163,8 @@ def benchmark(
     progress = progress or Silent()
     with RunStore.open(folder) as store, log_to(folder / LOG):
         config = read_config(store)
-        chosen = parse_target(target or config.target, threads=config.threads)
+        chosen = target_of(config, target)
+        chosen.device.require_address()
         nets = [net for net in _finished(store) if net.files]
         if not any(net.role == "front" for net in nets):
             raise UsageError(f"nothing of {folder} is exported yet; run `natdeploy export {folder} --arch front` first")
@@ -177,29 +179,25 @@ def benchmark(
                 progress.note(f"the run's files are ONNX in fp32; for {chosen} the same nets were converted, to be timed")
             result = measure(candidates, reference, chosen, settings, seed=config.seed, progress=progress)
         store.set(f"measured on {chosen}", asdict(result))
-        if str(chosen) != str(_target(config)):
-            progress.note(f"the run was searched for {_target(config)}; its predictions do not apply to {chosen}")
+        if str(chosen) != str(target_of(config)):
+            progress.note(f"the run was searched for {target_of(config)}; its predictions do not apply to {chosen}")
         measured = []
         for net in nets:
             found = result[f"{net.role}-{net.id}"]
-            measured.append(
-                replace(
-                    net,
-                    measured_p50_ms=found.p50_ms,
-                    measured_p90_ms=found.p90_ms,
-                    measured_n=found.n,
-                    unstable=found.unstable,
-                    predicted_ms=net.predicted_ms if str(chosen) == str(_target(config)) else None,
-                )
+            timed = replace(
+                net, measured_p50_ms=found.p50_ms, measured_p90_ms=found.p90_ms, measured_n=found.n, unstable=found.unstable
             )
+            own = str(chosen) == str(target_of(config))
+            measured.append(timed if own else replace(timed, predicted_ms=None, estimated=False))
             record_latency((folder / net.files[0]).parent, Latency(target=str(chosen), **_measured(measured[-1])))
-        if str(chosen) == str(_target(config)):
+        if str(chosen) == str(target_of(config)):
             for net in measured:
                 store.put_net(net)
             limit_ms = _latency_limit_ms(config)
             over = [net.id for net in measured if net.role == "front" and (net.measured_p50_ms or 0.0) > limit_ms]
             if over:
-                progress.note(f"measured above the limit of {limit_ms:g} ms, though predicted below it: {', '.join(over)}")
+                expected = "estimated" if store.get("estimate") else "predicted"
+                progress.note(f"measured above the limit of {limit_ms:g} ms, though {expected} below it: {', '.join(over)}")
         return measured
 
 
@@ -215,7 +213,7 @@ def _candidate(store: RunStore, net: NetRecord, target: Target, folder: Path) ->
 
 
 def _measured(net: NetRecord) -> dict[str, Any]:
-    names = ("predicted_ms", "measured_p50_ms", "measured_p90_ms", "measured_n", "unstable")
+    names = ("predicted_ms", "measured_p50_ms", "measured_p90_ms", "measured_n", "unstable", "estimated")
     return {name: getattr(net, name) for name in names}
 
 
@@ -229,13 +227,14 @@ def report(folder: Path) -> ReportResult:
         nets = _finished(store)
         config = read_config(store)
         picks = _picks(nets, config)
-        quality = Quality(**store.get("quality"))
+        known = store.get("quality")
+        quality = None if known is None else Quality(**known)
         rounds = [Round.from_facts(facts) for facts in store.rounds()]
         limit_ms = _latency_limit_ms(config)
         data = PageData(
             title=folder.resolve().name,
             command=shlex.join(store.get("command")),
-            target=str(_target(config)),
+            target=str(target_of(config)),
             version=__version__,
             utc=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             nets=nets,
@@ -244,6 +243,7 @@ def report(folder: Path) -> ReportResult:
             latency_limit_ms=limit_ms if math.isfinite(limit_ms) else None,
             rounds=rounds,
             quality=quality,
+            estimate=store.get("estimate"),
             seconds=store.seconds(),
             data={"folder": str(config.data), "classes": ", ".join(store.get("classes")), "fingerprint": store.get("fingerprint")},
             splits={name: len(paths) for name, paths in store.get("splits").items()},
@@ -256,7 +256,8 @@ def report(folder: Path) -> ReportResult:
             "page": str(folder / PAGE),
             "target": data.target,
             "nets": [net_json(net, picks) for net in nets],
-            "predictor_quality": asdict(quality),
+            "predictor_quality": known,
+            "estimate": store.get("estimate"),
             "seconds": data.seconds,
         }
         return ReportResult(folder / PAGE, nets, picks, summary)
@@ -266,10 +267,6 @@ def _finished(store: RunStore) -> tuple[NetRecord, ...]:
     if not store.get("finished"):
         raise UsageError(f"the search in {store.folder} is not finished; go on with `natdeploy resume {store.folder}`")
     return tuple(store.nets())
-
-
-def _target(config: SearchConfig) -> Target:
-    return parse_target(config.target, threads=config.threads)
 
 
 def _latency_limit_ms(config: SearchConfig) -> float:
@@ -293,7 +290,8 @@ def _choose(nets: Sequence[NetRecord], config: SearchConfig, which: str) -> Choi
         "params": [net.params for net in front],
     }
     values = np.array([columns[name] for name in config.objectives], dtype=np.float64).T
-    return choose(values, config.objectives, [net.id for net in front], which)
+    labels = {name: label(name, estimated=any(net.estimated for net in front)) for name in config.objectives}
+    return choose(values, config.objectives, [net.id for net in front], which, labels)
 
 
 def _select(nets: Sequence[NetRecord], config: SearchConfig, which: str) -> list[NetRecord]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from natdeploy.errors import UsageError
 from natdeploy.hardware.device import parse_target
-from natdeploy.latency.predictor import LatencyPredictor, Quality
-from natdeploy.pipeline.profile import find_table, tables_folder
+from natdeploy.latency.predictor import Quality
+from natdeploy.pipeline.predictor import estimated, find_predictor, no_table
 from natdeploy.progress import Progress, Silent
 from natdeploy.space import Arch, cost, get_space
 from natdeploy.space.nat_code import parse_nat
@@ -23,19 +23,21 @@ class PredictedLatency:
         arch: as text.
         id: short name of it.
         latency_ms: predicted.
-        low_ms: lower end of an interval meant to hold 90 % of architectures.
-        high_ms: upper end.
+        low_ms: lower end of an interval meant to hold 90 % of architectures; None where nothing tells.
+        high_ms: upper end; likewise.
         known: False where a block of it lies outside what was measured: the number is then a guess.
         macs: multiply-accumulates.
+        estimated: the number comes from the device's specification sheet, and nothing was measured there.
     """
 
     arch: str
     id: str
     latency_ms: float
-    low_ms: float
-    high_ms: float
+    low_ms: float | None
+    high_ms: float | None
     known: bool
     macs: int
+    estimated: bool = False
 
 
 def predict(
@@ -45,9 +47,11 @@ def predict(
     space: str = "mbv2",
     classes: int = 1000,
     tables: Path | None = None,
+    table: Path | None = None,
+    allow_estimate: bool = False,
     progress: Progress | None = None,
 ) -> tuple[list[PredictedLatency], Quality | None]:
-    """Predicts whole networks on a target that was profiled, and says how good such predictions are.
+    """Predicts whole networks on a target that was profiled, and says how good such predictions are, if that is known.
 
     Args:
         archs: texts such as `r128-w1-k3e1-k3e6.k5e3`, or NAT's codes of `ofa_mbv3`, such as `08|0|1100 1440 5510 5220 8877`.
@@ -55,10 +59,13 @@ def predict(
         space: name of a shipped space, or path of a TOML file.
         classes: outputs of the classifier.
         tables: folder of tables; the user's own by default.
+        table: one table to use, instead of looking for one.
+        allow_estimate: where there is no table, take the device's specification sheet.
         progress: is told why a table is not used.
 
     Raises:
-        UsageError: target, space or an architecture is unknown, or there is no table of them.
+        UsageError: target, space or an architecture is unknown, `table` is of something else, or this machine has no table of them.
+        DeviceError: another device has no table of them; the message says how to measure one.
     """
     chosen, named = parse_target(target), get_space(space)
     parsed = [_parse(text) for text in archs]
@@ -68,13 +75,11 @@ def predict(
     quality: Quality | None = None
     for width in sorted({arch.width for arch in parsed}):
         one = named.restrict(widths=(width,))
-        table = find_table(tables_folder(tables), chosen, one, progress or Silent())
-        if table is None:
-            raise UsageError(
-                f"there is no table of {chosen} for {space} at width {width:g}; measure it: natdeploy profile --device "
-                f"{chosen.device.name} --runtime {chosen.runtime} --space {space} --width {width:g}"
-            )
-        predictor = LatencyPredictor.fit(table, one)
+        predictor = find_predictor(
+            chosen, one, tables=tables, table=table, allow_estimate=allow_estimate, progress=progress or Silent()
+        )
+        if predictor is None:
+            raise no_table(target, chosen, space, one, classes, tables=tables, seed_weights=None)
         quality = predictor.quality
         group = [arch for arch in parsed if arch.width == width]
         ms, macs = predictor.predict(one, group, classes), cost(one, group, classes).macs
@@ -83,12 +88,17 @@ def predict(
                 str(arch),
                 arch.id,
                 float(ms.latency_ms[i]),
-                float(ms.low_ms[i]),
-                float(ms.high_ms[i]),
+                _finite(ms.low_ms[i]),
+                _finite(ms.high_ms[i]),
                 bool(ms.known[i]),
                 int(macs[i]),
+                estimated(predictor) is not None,
             )
     return [found[arch] for arch in parsed], quality
+
+
+def _finite(bound: float) -> float | None:
+    return float(bound) if 0 < bound < math.inf else None
 
 
 def _parse(text: str) -> Arch:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from natdeploy.hardware.device import Target, parse_target
-from natdeploy.latency.predictor import LatencyPredictor
-from natdeploy.pipeline.config import SearchConfig
+from natdeploy.errors import InfeasibleError
+from natdeploy.hardware.device import Target
+from natdeploy.pipeline.config import SearchConfig, target_of
+from natdeploy.pipeline.predictor import Predictor, estimated
 from natdeploy.pipeline.setting import Setting
 from natdeploy.search import Constraint, Objectives, parse_constraint, reachable_range, smallest_feasible
 from natdeploy.space import Arch, BlockSum, Genotypes, SearchSpace
@@ -36,6 +37,7 @@ class Problem:
         baseline: the seed's architecture, at the first resolution at which it exceeds a constraint, or the middle one without any.
         smallest: the smallest architecture of the space where it keeps the constraints, else one that does.
         reachable: (least, greatest) value of every cheap objective.
+        estimated: latencies come from a specification sheet.
     """
 
     target: Target
@@ -44,6 +46,16 @@ class Problem:
     baseline: Arch
     smallest: Arch
     reachable: Mapping[str, tuple[float, float]]
+    estimated: bool
+
+    def label(self, objective: str) -> str:
+        """What to call an objective's values."""
+        return label(objective, estimated=self.estimated)
+
+
+def label(objective: str, *, estimated: bool) -> str:
+    """What to call an objective's values before people: an estimate is never called a latency and nothing else."""
+    return f"estimated {objective}" if estimated and objective == "latency" else objective
 
 
 def requirements(config: SearchConfig) -> tuple[Target, tuple[Constraint, ...]]:
@@ -55,10 +67,10 @@ def requirements(config: SearchConfig) -> tuple[Target, tuple[Constraint, ...]]:
     constraints = tuple(parse_constraint(text) for text in config.constraints)
     unknown: dict[str, Any] = dict.fromkeys(("latency", "macs", "params"))
     Objectives(config.objectives, unknown)
-    return parse_target(config.target, threads=config.threads), constraints
+    return target_of(config), constraints
 
 
-def objectives_of(names: tuple[str, ...], space: SearchSpace, predictor: LatencyPredictor, classes: int) -> Objectives:
+def objectives_of(names: tuple[str, ...], space: SearchSpace, predictor: Predictor, classes: int) -> Objectives:
     """Objectives with the functions that compute all but the error."""
     return Objectives(
         names,
@@ -70,7 +82,7 @@ def objectives_of(names: tuple[str, ...], space: SearchSpace, predictor: Latency
     )
 
 
-def make_problem(config: SearchConfig, setting: Setting, predictor: LatencyPredictor) -> Problem:
+def make_problem(config: SearchConfig, setting: Setting, predictor: Predictor) -> Problem:
     """The problem that a configuration states.
 
     Raises:
@@ -80,9 +92,16 @@ def make_problem(config: SearchConfig, setting: Setting, predictor: LatencyPredi
     space = setting.space
     objectives = objectives_of(config.objectives, space, predictor, len(setting.classes))
     rng = np.random.default_rng(config.seed)
-    smallest = space.decode(smallest_feasible(space, objectives, constraints, rng))
+    estimate = estimated(predictor)
+    try:
+        smallest = space.decode(smallest_feasible(space, objectives, constraints, rng))
+    except InfeasibleError as error:
+        if estimate is None:
+            raise
+        raise InfeasibleError(f"{error}; latency is {estimate}") from error
     reachable = {name: reachable_range(function, space, rng) for name, function in objectives.cheap.items()}
-    return Problem(target, objectives, constraints, _baseline(setting, objectives, constraints), smallest, reachable)
+    baseline = _baseline(setting, objectives, constraints)
+    return Problem(target, objectives, constraints, baseline, smallest, reachable, estimate is not None)
 
 
 def _baseline(setting: Setting, objectives: Objectives, constraints: Sequence[Constraint]) -> Arch:

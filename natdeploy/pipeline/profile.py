@@ -12,6 +12,7 @@ import torch
 from platformdirs import user_data_path
 
 from natdeploy.errors import UsageError
+from natdeploy.hardware.check import runtime_version
 from natdeploy.hardware.device import Target, host_facts, parse_target
 from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.latency.blocks import input_shape
@@ -20,6 +21,7 @@ from natdeploy.latency.plan import Plan, make_plan
 from natdeploy.latency.predictor import LatencyPredictor, Quality
 from natdeploy.latency.profile import profile_table
 from natdeploy.latency.table import Table, read_table, strangers, write_table
+from natdeploy.pipeline.setting import read_for
 from natdeploy.progress import Progress, Silent
 from natdeploy.space import Arch, Block, SearchSpace, get_space, space_toml
 from natdeploy.space.catalog import SPACES
@@ -91,7 +93,8 @@ def space_folder(space: SearchSpace) -> str:
 
 
 def find_table(tables: Path, target: Target, space: SearchSpace, progress: Progress) -> Table | None:
-    """The table of a target, the user's or one that ships, if it was measured on this machine and this version of the runtime.
+    """The table of a target, the user's or one that ships. One of this machine must be of this very machine and of the version of
+    the runtime that is installed; what changed on another device, profiling there tells.
 
     Raises:
         DamagedFileError: its files do not hold what they should.
@@ -100,13 +103,30 @@ def find_table(tables: Path, target: Target, space: SearchSpace, progress: Progr
         if not (folder / f"{target.slug}.toml").is_file():
             continue
         table = read_table(folder, target.slug)
-        differences = [*table.provenance.mismatches(host_facts(), installed_version(get_runtime(target.runtime)))]
-        if foreign := strangers(table, space):
-            differences.append(f"{len(foreign)} of its blocks are not of the space, {foreign[0]} for one")
+        differences = objections(table, target, space)
         if not differences:
             return table
         progress.note(f"the table in {folder} is not used: {'; '.join(differences)}")
     return None
+
+
+def objections(table: Table, target: Target, space: SearchSpace) -> tuple[str, ...]:
+    """In words, why a table does not tell a space's latencies on a target; empty if it does. What it does not know is no reason."""
+    p = table.provenance
+    asked = {
+        "device": (p.device, target.device.name),
+        "space": (p.space, space.name),
+        "runtime": (p.runtime, target.runtime),
+        "delegate": (p.delegate, target.delegate),
+        "precision": (p.precision, target.precision),
+        "number of threads": (p.threads, target.threads),
+    }
+    differences = [f"its {name} is {has}, not {wanted}" for name, (has, wanted) in asked.items() if has not in (None, wanted)]
+    if target.device.transport == "local":
+        differences += p.mismatches(host_facts(), installed_version(get_runtime(target.runtime)))
+    if foreign := strangers(table, space):
+        differences.append(f"{len(foreign)} of its blocks are not of the space, {foreign[0]} for one")
+    return tuple(differences)
 
 
 def measure_table(
@@ -150,7 +170,7 @@ def measure_table(
     if prior is not None:
         plan = replace(plan, least=0)
     # What cannot stand in one table is in the name: measured again with another version, the old samples stay beside the new.
-    version = installed_version(runtime).replace(" ", "-")
+    version = runtime_version(target.device, target.runtime).replace(" ", "-")
     path = folder / f"{target.slug}.{version}-{classes}classes.measurements.jsonl"
 
     def complete(table: Table) -> Table:
@@ -163,7 +183,8 @@ def measure_table(
         settled = len(errors) > PATIENCE and errors[-1] > 0.95 * errors[-1 - PATIENCE]
         return errors[-1] <= GOAL or settled
 
-    table, journal = profile_table(plan, convert, [target], path, budget_s=60 * minutes, good_enough=good_enough, progress=progress)
+    members = [replace(target, device=device) for device in target.device.members()]
+    table, journal = profile_table(plan, convert, members, path, budget_s=60 * minutes, good_enough=good_enough, progress=progress)
     write_table(folder, target.slug, complete(table))
     table = read_table(folder, target.slug)  # rows in the order in which everyone will find them
     predictor = LatencyPredictor.fit(table, space)
@@ -192,10 +213,11 @@ def _plan(space: SearchSpace, classes: int, seed: int) -> Plan:
 
 def profile(
     device: str = "host",
-    runtime: str = "onnxruntime",
+    runtime: str | None = None,
     *,
     space: str = "mbv2",
     width: float | None = None,
+    seed_weights: Path | None = None,
     classes: int = 1000,
     tables: Path | None = None,
     precision: str | None = None,
@@ -209,9 +231,10 @@ def profile(
 
     Args:
         device: name or file.
-        runtime: what runs the networks.
+        runtime: what runs the networks, optionally with a delegate: `onnxruntime+cuda`; the device's first by default.
         space: name of a shipped space, or path of a TOML file.
         width: channel multiplier; the space's first by default. Every width has a table of its own.
+        seed_weights: pretrained network from which a search will start; the space then has its width and channels.
         classes: outputs of the classifier of the whole networks.
         tables: folder of tables; the user's own by default.
         precision: that numbers are computed in; the runtime's first by default.
@@ -224,11 +247,15 @@ def profile(
 
     Raises:
         UsageError: device, runtime or space is unknown.
+        WeightsError: the seed weights hold no network that is known.
         DeviceError: the device failed.
     """
-    target = parse_target(f"{device}/{runtime}", precision=precision, threads=threads)
+    target = parse_target(device if runtime is None else f"{device}/{runtime}", precision=precision, threads=threads)
+    target.device.require_address()
     named, folder = get_space(space), tables_folder(tables)
-    chosen = named.restrict(widths=(width or named.widths[0],))
+    if seed_weights is not None and width is not None:
+        raise UsageError("the width is that of the seed weights; give one of the two")
+    chosen = named.restrict(widths=(width or named.widths[0],)) if seed_weights is None else read_for(seed_weights, named)[1]
     prior = None if source is None else _prior(folder, source, chosen, precision, threads)
     table, journal, predictor = measure_table(
         folder,

@@ -16,15 +16,16 @@ from pydantic import ValidationError
 
 from natdeploy._version import __version__
 from natdeploy.errors import DamagedFileError, UsageError
-from natdeploy.hardware.device import Target, host_facts, parse_target
+from natdeploy.hardware.device import Target, host_facts
 from natdeploy.hardware.runtimes import get_runtime, installed_version
-from natdeploy.latency.predictor import LatencyPredictor, Quality, quality_text
+from natdeploy.latency.predictor import LatencyPredictor, quality_text
 from natdeploy.logs import log_to
 from natdeploy.pipeline.budget import Budget, make_budget
-from natdeploy.pipeline.config import SearchConfig
+from natdeploy.pipeline.config import SearchConfig, target_of
 from natdeploy.pipeline.evaluate import Evaluator, calibrated_subnet, judge, ranking_noise
+from natdeploy.pipeline.predictor import Predictor, estimated, find_predictor, load_predictor, no_table, save_predictor
 from natdeploy.pipeline.problem import Problem, first_archs, first_lesson, make_problem, requirements, within
-from natdeploy.pipeline.profile import DEFAULT_MINUTES, find_table, measure_table, tables_folder
+from natdeploy.pipeline.profile import DEFAULT_MINUTES, measure_table, tables_folder
 from natdeploy.pipeline.setting import Setting, prepare
 from natdeploy.progress import Progress, Silent
 from natdeploy.search import Archive, Distribution, RoundReport, show
@@ -37,7 +38,6 @@ from natdeploy.training.adapt import Adapter, Lesson
 CHECKPOINT = "supernet"
 CHECKPOINT_SECONDS = 60.0
 """A killed run repeats at most this much training."""
-PREDICTOR = "predictor.json"
 LOG = "log.txt"
 MOST_FINAL = 24
 """Nets that are trained to the end; more would each get too little."""
@@ -54,12 +54,14 @@ class Plan:
         facts: line by line, name and text.
         reachable: (least, greatest) value of every cheap objective; empty before the target is profiled.
         budget: the work; None before the target is profiled.
+        estimate: where latencies come from if they are an estimate; None where they were measured or learned from what was.
     """
 
     config: SearchConfig
     facts: Mapping[str, str]
     reachable: Mapping[str, tuple[float, float]]
     budget: Budget | None
+    estimate: str | None = None
 
     def text(self) -> list[str]:
         """Lines for a person."""
@@ -71,6 +73,7 @@ class Plan:
             "facts": dict(self.facts),
             "reachable": {name: list(ends) for name, ends in self.reachable.items()},
             "budget": None if self.budget is None else self.budget.to_json(),
+            "estimate": self.estimate,
         }
 
 
@@ -84,15 +87,14 @@ def plan(config: SearchConfig, progress: Progress | None = None) -> Plan:
     progress = progress or Silent()
     target, _ = requirements(config)
     setting = prepare(config, progress)
-    table = find_table(tables_folder(config.tables), target, setting.space, progress)
-    if table is None:
+    predictor = _find(config, setting, target, progress)
+    if predictor is None:
         facts = _facts(config, setting) | {
             "target": f"{target}: no table of this machine yet, it is profiled first (at most {DEFAULT_MINUTES:g} min)",
             "reachable": "known once the target is profiled",
         }
         return Plan(config, facts, {}, None)
-    predictor = LatencyPredictor.fit(table, setting.space)
-    return _plan(config, setting, make_problem(config, setting, predictor), predictor.quality)
+    return _plan(config, setting, make_problem(config, setting, predictor), predictor)
 
 
 def search(config: SearchConfig, progress: Progress | None = None) -> Path:
@@ -115,12 +117,12 @@ def search(config: SearchConfig, progress: Progress | None = None) -> Path:
     predictor = _predictor(config, setting, target, progress)
     profiling_s = time.perf_counter() - start
     problem = make_problem(config, setting, predictor)
-    made = _plan(config, setting, problem, predictor.quality)
+    made = _plan(config, setting, problem, predictor)
     for line in made.text():
         progress.note(line)
     assert made.budget is not None
     config.out.mkdir(parents=True, exist_ok=True)
-    predictor.save(config.out / PREDICTOR)
+    save_predictor(predictor, config.out)
     facts = {
         **setting.facts(),
         "space": space_toml(get_space(config.space)),
@@ -130,6 +132,7 @@ def search(config: SearchConfig, progress: Progress | None = None) -> Path:
         "budget": made.budget.to_json(),
         "environment": _environment(),
         "quality": predictor.quality and asdict(predictor.quality),
+        "estimate": estimated(predictor),
     }
     with RunStore.create(config.out, config.model_dump(mode="json"), facts) as store, log_to(config.out / LOG):
         store.add_seconds("profiling", profiling_s)
@@ -161,14 +164,17 @@ def _continue(folder: Path, progress: Progress, expected: SearchConfig | None) -
             progress.note(f"{folder} is finished")
             return folder
         setting = prepare(config, progress, store)
-        predictor = LatencyPredictor.load(folder / PREDICTOR)
-        _warn_of_changes(predictor, parse_target(config.target, threads=config.threads), progress)
+        predictor = load_predictor(folder)
+        _warn_of_changes(predictor, target_of(config), progress)
         problem = make_problem(config, setting, predictor)
         _start(config, setting, problem, Budget.from_json(store.get("budget")), store=store, progress=progress)
     return folder
 
 
-def _warn_of_changes(predictor: LatencyPredictor, target: Target, progress: Progress) -> None:
+def _warn_of_changes(predictor: Predictor, target: Target, progress: Progress) -> None:
+    """Where the runtime of this machine is not the one any more that the predictor learned from. Other devices are not asked."""
+    if not isinstance(predictor, LatencyPredictor) or target.device.transport != "local":
+        return
     now = predictor.made_for.model_copy(update={"runtime_version": installed_version(get_runtime(target.runtime))})
     if changes := predictor.made_for.differences(now):
         progress.note(
@@ -192,16 +198,48 @@ def read_config(store: RunStore) -> SearchConfig:
         ) from error
 
 
-def _predictor(config: SearchConfig, setting: Setting, target: Target, progress: Progress) -> LatencyPredictor:
-    folder = tables_folder(config.tables)
-    table = find_table(folder, target, setting.space, progress)
-    if table is None:
-        progress.note(f"no latency table of {target} for this space yet; measuring one, {DEFAULT_MINUTES:g} min at most")
-        *_, predictor = measure_table(
-            folder, target, setting.space, classes=len(setting.classes), minutes=DEFAULT_MINUTES, seed=0, progress=progress
+def _find(config: SearchConfig, setting: Setting, target: Target, progress: Progress) -> Predictor | None:
+    """What there is to predict with; None where this machine is still to be profiled. Another device is profiled on request only.
+
+    Raises:
+        DeviceError: of another device there is nothing; the message holds the command that profiles it.
+    """
+    predictor = find_predictor(
+        target,
+        setting.space,
+        tables=config.tables,
+        table=config.table,
+        allow_estimate=config.allow_estimate,
+        progress=progress,
+    )
+    if predictor is None and target.device.transport != "local":
+        raise no_table(
+            config.target,
+            target,
+            config.space,
+            setting.space,
+            len(setting.classes),
+            tables=config.tables,
+            seed_weights=config.seed_weights,
         )
-        return predictor
-    return LatencyPredictor.fit(table, setting.space)
+    return predictor
+
+
+def _predictor(config: SearchConfig, setting: Setting, target: Target, progress: Progress) -> Predictor:
+    found = _find(config, setting, target, progress)
+    if found is not None:
+        return found
+    progress.note(f"no latency table of {target} for this space yet; measuring one, {DEFAULT_MINUTES:g} min at most")
+    *_, measured = measure_table(
+        tables_folder(config.tables),
+        target,
+        setting.space,
+        classes=len(setting.classes),
+        minutes=DEFAULT_MINUTES,
+        seed=0,
+        progress=progress,
+    )
+    return measured
 
 
 def _facts(config: SearchConfig, setting: Setting) -> dict[str, str]:
@@ -215,17 +253,21 @@ def _facts(config: SearchConfig, setting: Setting) -> dict[str, str]:
     }
 
 
-def _plan(config: SearchConfig, setting: Setting, problem: Problem, quality: Quality | None) -> Plan:
+def _plan(config: SearchConfig, setting: Setting, problem: Problem, predictor: Predictor) -> Plan:
+    quality, estimate = predictor.quality, estimated(predictor)
+    unknown = estimate or "a sum of imported blocks; nothing tells how good it is"
     budget = make_budget(config, setting, first_lesson(setting, problem))
     constraints = f"; {', '.join(config.constraints)} can be met" if config.constraints else ""
     facts = _facts(config, setting) | {
         "target": str(problem.target),
-        "predictor": quality_text(quality) if quality else "a sum of imported blocks; nothing tells how good it is",
-        "reachable": ", ".join(f"{name} {show(name, low)} to {show(name, high)}" for name, (low, high) in problem.reachable.items())
+        "predictor": quality_text(quality) if quality else unknown,
+        "reachable": ", ".join(
+            f"{problem.label(name)} {show(name, low)} to {show(name, high)}" for name, (low, high) in problem.reachable.items()
+        )
         + constraints,
         "budget": str(budget),
     }
-    return Plan(config, facts, problem.reachable, budget)
+    return Plan(config, facts, problem.reachable, budget, estimate)
 
 
 def _environment() -> dict[str, Any]:
@@ -375,4 +417,5 @@ class _Search:
             runtime_accuracy=None,
             parity=None,
             files=(),
+            estimated=self.problem.estimated,
         )

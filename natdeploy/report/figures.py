@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from html import escape
 from typing import Any, Literal
 
-from natdeploy.report.tables import Pick, by_latency, labels, latency_ms, millions, milliseconds, percent
+from natdeploy.report.tables import Pick, by_latency, labels, latency_ms, millions, milliseconds, percent, predicted
 from natdeploy.store import NetRecord
 
 Figure = dict[str, Any]
@@ -75,6 +75,7 @@ def front_figure(nets: Sequence[NetRecord], picks: Sequence[Pick], limit_ms: flo
         limit_ms: the latency constraint, or None.
     """
     kind = accuracy_kind(nets)
+    guessed = "estimated, not measured" if any(net.estimated for net in nets) else "predicted"
     points = [(net, latency) for net in by_latency(nets) if (latency := latency_ms(net)) is not None]
     errors = {(net.role, net.id): 100 * (1 - accuracy(net, kind)) for net, _ in points}
 
@@ -103,7 +104,7 @@ def front_figure(nets: Sequence[NetRecord], picks: Sequence[Pick], limit_ms: flo
                     {
                         "type": "scatter",
                         "mode": "markers",
-                        "name": f"{role}, latency {'measured' if measured else 'predicted'}",
+                        "name": f"{role}, latency {'measured' if measured else guessed}",
                         "x": [x for _, x in shown],
                         "y": [errors[net.role, net.id] for net, _ in shown],
                         "customdata": [anchor(net) for net, _ in shown],
@@ -214,7 +215,7 @@ def _hover(net: NetRecord, picks: Sequence[Pick]) -> str:
         p90 = "" if net.measured_p90_ms is None else f", p90 {milliseconds(net.measured_p90_ms)} ms"
         lines.append(f"measured: p50 {milliseconds(net.measured_p50_ms)} ms{p90}{', unstable' if net.unstable else ''}")
     if net.predicted_ms is not None:
-        lines.append(f"predicted: {milliseconds(net.predicted_ms)} ms")
+        lines.append(f"{'estimated' if net.estimated else 'predicted'}: {predicted(net)} ms")
     lines.append(f"{millions(net.macs)} M MACs, {millions(net.params)} M parameters")
     return "<br>".join([*lines, *map(escape, _wrap(net.arch))])
 

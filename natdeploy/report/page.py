@@ -13,7 +13,18 @@ from typing import Protocol
 from natdeploy.files import write_atomic
 from natdeploy.report.figures import AccuracyKind, Figure, Round, accuracy, accuracy_kind, anchor, front_figure, history_figure
 from natdeploy.report.markup import Markup, element, join
-from natdeploy.report.tables import MISSING, Pick, by_latency, labels, latency_ms, millions, milliseconds, percent
+from natdeploy.report.tables import (
+    ESTIMATED,
+    MISSING,
+    Pick,
+    by_latency,
+    labels,
+    latency_ms,
+    millions,
+    milliseconds,
+    percent,
+    predicted,
+)
 from natdeploy.space import Arch
 from natdeploy.store import NetRecord
 
@@ -69,7 +80,8 @@ class PageData:
         constraints: as the user wrote them.
         latency_limit_ms: the tightest latency constraint, or None.
         rounds: of the search, in order.
-        quality: of the latency predictor, or None where nothing was predicted.
+        quality: of the latency predictor, or None where nobody knows it.
+        estimate: where latencies come from if they are an estimate, or None.
         seconds: time spent by stage, in order.
         data: what the images are: folder, classes, fingerprint.
         splits: images by split.
@@ -88,6 +100,7 @@ class PageData:
     latency_limit_ms: float | None
     rounds: Sequence[Round]
     quality: Quality | None
+    estimate: str | None
     seconds: Mapping[str, float]
     data: Mapping[str, str]
     splits: Mapping[str, int]
@@ -146,7 +159,8 @@ def _figures(data: PageData) -> dict[str, Figure]:
 def _header(data: PageData) -> Markup:
     front = sum(net.role == "front" for net in data.nets)
     facts = [f"{front} {'net' if front == 1 else 'nets'} on the front", f"target {data.target}", *data.constraints]
-    return element("header", element("h1", data.title), element("p", " · ".join(facts)))
+    warning = element("p", f"Predicted latency is {data.estimate}.", class_="estimate") if data.estimate else ""
+    return element("header", element("h1", data.title), element("p", " · ".join(facts)), warning)
 
 
 def _sections(data: PageData, figures: Mapping[str, Figure]) -> Iterable[Markup]:
@@ -187,7 +201,8 @@ def _picks(data: PageData) -> Markup:
         latency = latency_ms(net)
         figures = [element("div", element("b", f"{percent(accuracy(net, kind))} %"), element("span", f"{kind} accuracy"))]
         if latency is not None:
-            how = "predicted" if net.measured_p50_ms is None else "p50, measured"
+            guessed = "estimated, not measured" if net.estimated else "predicted"
+            how = guessed if net.measured_p50_ms is None else "p50, measured"
             figures.append(element("div", element("b", f"{milliseconds(latency)} ms"), element("span", how)))
         gain = _gain(net, baseline, kind) if baseline else ""
         cards.append(
@@ -208,7 +223,7 @@ def _gain(net: NetRecord, baseline: NetRecord, kind: AccuracyKind) -> str:
     if net.measured_p50_ms is not None and baseline.measured_p50_ms is not None:
         ratio, how = net.measured_p50_ms / baseline.measured_p50_ms, "latency"
     elif net.predicted_ms is not None and baseline.predicted_ms is not None:
-        ratio, how = net.predicted_ms / baseline.predicted_ms, "predicted latency"
+        ratio, how = net.predicted_ms / baseline.predicted_ms, f"{'estimated' if net.estimated else 'predicted'} latency"
     else:
         return ""
     points = 100 * (accuracy(net, kind) - accuracy(baseline, kind))
@@ -220,11 +235,12 @@ def _front_note(data: PageData) -> Markup:
     front = [net for net in data.nets if net.role == "front"]
     sentences = [f"Accuracy is of the {kind} images; latency is of one image, the median of n runs (p50)."]
     if any(net.measured_p50_ms is None for net in data.nets):
-        sentences.append("Hollow marks: latency predicted, not yet measured.")
+        sentences.append(f"Hollow marks: latency {'estimated' if data.estimate else 'predicted'}, not yet measured.")
     sentences.append("The line joins the nets of the front that no other one beats in both; a click on a mark leads to its row.")
     errors = [abs(net.predicted_ms / net.measured_p50_ms - 1) for net in front if net.predicted_ms and net.measured_p50_ms]
     if errors:
-        sentences.append(f"Predicted and measured latency of the front differ by {100 * median(errors):.1f} % in the median.")
+        what = "Estimated" if data.estimate else "Predicted"
+        sentences.append(f"{what} and measured latency of the front differ by {100 * median(errors):.1f} % in the median.")
     return element("p", " ".join(sentences), class_="note")
 
 
@@ -236,7 +252,7 @@ def _nets(data: PageData) -> Markup:
         "p",
         "Fastest first. In runtime: test accuracy of the exported file in the target's runtime. p50, p90: latency, measured in so "
         "many runs. Off: prediction against p50. Parity: largest absolute difference between the file's logits and torch's on real "
-        "images.",
+        "images." + (f" {ESTIMATED}: estimated from the device's specification sheet, not measured." if data.estimate else ""),
         class_="note",
     )
     return join(element("div", table, class_="wide"), note)
@@ -248,7 +264,7 @@ def _net(net: NetRecord, picks: Sequence[Pick]) -> Markup:
         tags.append(element("span", "unstable", class_="tag unstable", title="processes differ by more than 3 %"))
     off = MISSING
     if net.predicted_ms is not None and net.measured_p50_ms is not None:
-        off = _signed(100 * (net.predicted_ms / net.measured_p50_ms - 1))
+        off = (ESTIMATED if net.estimated else "") + _signed(100 * (net.predicted_ms / net.measured_p50_ms - 1))
     cells = (
         str(Arch.parse(net.arch).resolution),
         percent(net.test_accuracy),
@@ -257,7 +273,7 @@ def _net(net: NetRecord, picks: Sequence[Pick]) -> Markup:
         milliseconds(net.measured_p50_ms),
         milliseconds(net.measured_p90_ms),
         MISSING if net.measured_n is None else str(net.measured_n),
-        milliseconds(net.predicted_ms),
+        predicted(net),
         off,
         millions(net.macs),
         millions(net.params),

@@ -15,6 +15,8 @@ from natdeploy.store import NetRecord
 
 MISSING = "–"
 UNSTABLE = "*"
+ESTIMATED = "~"
+"""Before a latency from a specification sheet."""
 
 
 class Pick(Protocol):
@@ -50,6 +52,12 @@ def milliseconds(value: float | None) -> str:
     return f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 100 else f"{value:.1f}"
 
 
+def predicted(net: NetRecord) -> str:
+    """The predicted latency, ms, marked where it is an estimate."""
+    mark = ESTIMATED if net.estimated and net.predicted_ms is not None else ""
+    return mark + milliseconds(net.predicted_ms)
+
+
 def percent(fraction: float | None) -> str:
     return MISSING if fraction is None else f"{100 * fraction:.1f}"
 
@@ -73,14 +81,18 @@ def front_table(nets: Sequence[NetRecord], picks: Sequence[Pick] = ()) -> Table:
             percent(net.validation_accuracy),
             milliseconds(net.measured_p50_ms) + (UNSTABLE if net.unstable else ""),
             milliseconds(net.measured_p90_ms),
-            milliseconds(net.predicted_ms),
+            predicted(net),
             millions(net.macs),
             millions(net.params),
             ", ".join(labels(net, picks)),
             style="dim" if net.role == "baseline" else None,
         )
-    if any(net.unstable for net in nets):
-        table.caption = f"{UNSTABLE} unstable: processes differ by more than 3 %"
+    notes = {
+        f"{UNSTABLE} unstable: processes differ by more than 3 %": any(net.unstable for net in nets),
+        f"{ESTIMATED} estimated from the device's specification sheet, not measured": any(net.estimated for net in nets),
+    }
+    if any(notes.values()):
+        table.caption = "\n".join(note for note, applies in notes.items() if applies)
         table.caption_justify = "left"
     return table
 

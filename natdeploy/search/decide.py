@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,7 @@ class Choice:
     reason: str
 
 
-def choose(values: Floats, names: Sequence[str], ids: Sequence[str], which: str) -> Choice:
+def choose(values: Floats, names: Sequence[str], ids: Sequence[str], which: str, labels: Mapping[str, str] | None = None) -> Choice:
     """The architecture of a front that a rule or an id means.
 
     `knee` is the best trade-off: leaving it for any other of the front costs the most for what is gained, in shares of the front's
@@ -43,10 +43,12 @@ def choose(values: Floats, names: Sequence[str], ids: Sequence[str], which: str)
         ids: of the n architectures.
         which: `knee`, `best` (least error), `fastest` (least latency, or the first objective beside the error where latency is
             none), or the beginning of an id.
+        labels: what the reason calls objectives, where that is not their name.
 
     Raises:
         UsageError: no id begins so, or several do.
     """
+    shown = dict(zip(names, names, strict=True)) | dict(labels or {})
     if which == "knee":
         tradeoff = _tradeoffs(values)
         index = int(np.lexsort((values[:, 0], -tradeoff))[0])
@@ -54,14 +56,14 @@ def choose(values: Floats, names: Sequence[str], ids: Sequence[str], which: str)
     elif which in RULES:
         column = list(names).index(ERROR if which == "best" else next(each for each in ("latency", *names[1:]) if each in names))
         index = int(np.lexsort((*values.T[::-1], values[:, column]))[0])
-        how = f"none has less {names[column]}"
+        how = f"none has less {shown[names[column]]}"
     else:
         matches = [row for row, each in enumerate(ids) if each.startswith(which)]
         if len(matches) != 1:
             found = f"begins {len(matches)} ids" if matches else "begins no id"
             raise UsageError(f"{which!r} {found} of the front; choose {', '.join(RULES)} or one of {', '.join(ids)}")
         index, which, how = matches[0], "id", "as asked for"
-    what = ", ".join(f"{name} {show(name, value)}" for name, value in zip(names, values[index], strict=True))
+    what = ", ".join(f"{shown[name]} {show(name, value)}" for name, value in zip(names, values[index], strict=True))
     return Choice(index, ids[index], which, f"{ids[index]} has {what}: {how}")
 
 

@@ -135,7 +135,7 @@ def test_profile_says_how_well_it_predicts(monkeypatch: pytest.MonkeyPatch, tmp_
     )
     asked: dict[str, Any] = {}
 
-    def profile(device: str, runtime: str, **named: Any) -> pipeline.ProfileResult:
+    def profile(device: str, runtime: str | None, **named: Any) -> pipeline.ProfileResult:
         asked.update(named, device=device, runtime=runtime)
         return found
 
@@ -145,8 +145,9 @@ def test_profile_says_how_well_it_predicts(monkeypatch: pytest.MonkeyPatch, tmp_
     asked.pop("progress")
     assert asked == {
         "device": "host",
-        "runtime": "onnxruntime",
+        "runtime": None,
         "space": "mbv2",
+        "seed_weights": None,
         "classes": 12,
         "tables": tmp_path,
         "precision": None,

@@ -40,7 +40,7 @@ def run(items: list[int], phones: list[Phone], pauses_s: tuple[float, ...] = (0.
         assert threading.current_thread() is threading.main_thread()
         found[item] = result
 
-    Farm(phones, notes.append, pauses_s).work_on(iter(items), lambda item, phone, _: phone.square(item), take)
+    Farm(phones, notes.append, pauses_s=pauses_s).work_on(iter(items), lambda item, phone, _: phone.square(item), take)
     return found, notes
 
 
@@ -75,7 +75,7 @@ def test_a_device_that_stays_away_is_given_up_and_its_work_done_by_the_other() -
 
     found: dict[int, int] = {}
     notes: list[str] = []
-    farm = Farm([gone, other], notes.append, ())
+    farm = Farm([gone, other], notes.append, pauses_s=())
     farm.work_on(iter(range(6)), work, lambda i, _, r: found.update({i: r}))
     assert found == {item: item * item for item in range(6)}
     assert re.fullmatch(r"phone#1: lost at item \d; it is given up", "".join(notes))

@@ -237,7 +237,7 @@ def test_two_devices_share_the_work_and_one_that_dies_leaves_it_to_the_other(
     table, kept = measure(plan, tmp_path / "journal.jsonl", Converter(), targets=two_hosts(), progress=notes)
     assert [row.block for row in table.blocks] == list(plan.blocks)
     assert len(table.subnets) == 4
-    assert notes.notes == ["host#2/onnxruntime-fp32-1t: its battery is empty; it is given up"]
+    assert notes.notes == ["host#2: its battery is empty; it is given up"]
     assert begun.count("host#2") == 2
     assert set(kept.drifts) == {"host#1", "host#2"}
 

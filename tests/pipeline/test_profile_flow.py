@@ -110,7 +110,7 @@ def test_predictions_come_with_an_interval_and_say_when_they_are_guesses(result:
     for arguments, says in (
         (
             ([str(archs[0])], "host/openvino"),
-            "no table of host/openvino-fp32-1t for demo at width 1; measure it: nat",
+            "no latency table of host/openvino-fp32-1t for demo at width 1; measure it: nat",
         ),
         ((["r128-nonsense"], "host"), "is no architecture"),
     ):

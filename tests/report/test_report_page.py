@@ -78,6 +78,7 @@ DATA = PageData(
     latency_limit_ms=1.5,
     rounds=(Round(0, 40, 6, 0.09, 0.70), Round(1, 56, 7, 0.08, 0.75)),
     quality=PredictorQuality(),
+    estimate=None,
     seconds={"profile": 312.0, "search": 3725.0, "export": 2.5},
     data={"folder": "photos"},
     splits={"train": 576, "test": 240},

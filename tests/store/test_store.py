@@ -12,6 +12,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,9 +23,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from natdeploy import store
 from natdeploy.errors import DamagedFileError, NatdeployError, UsageError
 from natdeploy.store import Evaluation, NetRecord, RunStore
+from natdeploy.toml import toml_text
 
 NET = NetRecord(
     arch="r128-w1-k3e1",
@@ -177,7 +178,7 @@ VALUES = st.recursive(
 @settings(deadline=None, max_examples=50)
 @given(st.dictionaries(JSON_KEYS, VALUES, max_size=5))
 def test_the_configuration_is_written_as_toml(config: dict[str, object]) -> None:
-    assert tomllib.loads(store._toml(config)) == config
+    assert tomllib.loads(toml_text(config)) == config
 
 
 def test_the_configuration_lies_in_the_folder_without_what_is_not_set(tmp_path: Path) -> None:
@@ -261,6 +262,21 @@ def test_a_damaged_database_is_named(run: RunStore, damage: str) -> None:
     path.write_bytes(data)
     with RunStore.open(run.folder) as again:  # the lock is free again
         assert len(again.evaluations()) == 60
+
+
+def test_a_run_of_the_first_version_is_read_and_none_of_its_latencies_is_an_estimate(run: RunStore) -> None:
+    run.put_net(NET)
+    run.close()
+    with closing(sqlite3.connect(run.folder / "run.sqlite")) as database:
+        database.execute("ALTER TABLE nets DROP COLUMN estimated")
+        database.execute("PRAGMA user_version = 1")
+        database.commit()
+    for _ in range(2):
+        with RunStore.open(run.folder) as old:
+            assert old.nets() == [NET]
+    with RunStore.open(run.folder) as old:
+        old.put_net(replace(NET, estimated=True))
+        assert old.nets() == [replace(NET, estimated=True)]
 
 
 def test_a_run_of_a_newer_version_is_refused(run: RunStore) -> None:

@@ -1,0 +1,132 @@
+"""What predicts latency in a search: a table's predictor, or, where the user allows it, a specification sheet's estimate."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from natdeploy.errors import DeviceError, NatdeployError, UsageError
+from natdeploy.hardware.device import Target, device_of
+from natdeploy.latency.blocks import Floats
+from natdeploy.latency.estimate import Estimate
+from natdeploy.latency.predictor import LatencyPredictor, Prediction, Quality
+from natdeploy.latency.table import Table, read_table
+from natdeploy.pipeline.profile import find_table, objections, space_folder, tables_folder
+from natdeploy.pipeline.tables import table_file
+from natdeploy.progress import Progress
+from natdeploy.space import Arch, Genotypes, SearchSpace, get_space
+
+PREDICTOR, ESTIMATE = "predictor.json", "estimate.json"
+"""In a run folder, one of the two."""
+
+
+class Predictor(Protocol):
+    """Latency of architectures on one target, fast enough to ask for whole populations."""
+
+    @property
+    def quality(self) -> Quality | None:
+        """On networks that it has not seen; None where nobody knows."""
+
+    def total(self, space: SearchSpace, classes: int) -> Callable[[Genotypes], Floats]:
+        """The function from genotypes (n, variables) to milliseconds (n,)."""
+
+    def predict(self, space: SearchSpace, archs: Sequence[Arch], classes: int) -> Prediction:
+        """Of architectures, with an interval."""
+
+    def save(self, path: Path) -> None:
+        """Writes a file."""
+
+
+def find_predictor(
+    target: Target,
+    space: SearchSpace,
+    *,
+    tables: Path | None,
+    table: Path | None,
+    allow_estimate: bool,
+    progress: Progress,
+) -> Predictor | None:
+    """What predicts latencies of a space of one width on a target; None where there is nothing.
+
+    Args:
+        target: device, runtime, precision and threads.
+        space: of one width.
+        tables: folder of tables; the user's own by default.
+        table: a file of the one table to use.
+        allow_estimate: take the specification sheet where there is no table.
+        progress: is told why a table is not used.
+
+    Raises:
+        UsageError: the table is of something else, or the device's file lacks a figure for an estimate.
+        DamagedFileError: a table's files do not hold what they should.
+    """
+    found = _given(table, target, space) if table is not None else find_table(tables_folder(tables), target, space, progress)
+    if found is not None:
+        return LatencyPredictor.fit(found, space)
+    if not allow_estimate:
+        return None
+    estimate = Estimate.of(target)
+    progress.note(f"there is no latency table of {target}; all latencies are {estimate.text}")
+    return estimate
+
+
+def _given(path: Path, target: Target, space: SearchSpace) -> Table:
+    place = table_file(path)
+    table = read_table(place.folder, place.slug)
+    if reasons := objections(table, target, space):
+        raise UsageError(f"{path} does not tell latencies of {space.name} on {target}: {'; '.join(reasons)}")
+    return table
+
+
+def estimated(predictor: Predictor) -> str | None:
+    """Where its numbers come from, if they are an estimate and have to be marked as one."""
+    return predictor.text if isinstance(predictor, Estimate) else None
+
+
+def save_predictor(predictor: Predictor, folder: Path) -> None:
+    """Keeps it in a run folder."""
+    predictor.save(folder / (ESTIMATE if isinstance(predictor, Estimate) else PREDICTOR))
+
+
+def load_predictor(folder: Path) -> Predictor:
+    """What `save_predictor` kept.
+
+    Raises:
+        DamagedFileError: nothing is there, or something else.
+    """
+    if (folder / ESTIMATE).exists():
+        return Estimate.load(folder / ESTIMATE)
+    return LatencyPredictor.load(folder / PREDICTOR)
+
+
+def no_table(
+    text: str, target: Target, space: str, chosen: SearchSpace, classes: int, *, tables: Path | None, seed_weights: Path | None
+) -> NatdeployError:
+    """Says that a target was never measured, and with which command it will be.
+
+    Args:
+        text: of the target, as the user wrote it.
+        target: that it means.
+        space: as the user named it.
+        chosen: what it means, of one width.
+        classes: outputs of the classifier.
+        tables: folder of tables, if the user gave one.
+        seed_weights: whose channels the space may have.
+    """
+    runtime = target.slug.split("-")[0]
+    width = chosen.widths[0]
+    command = ["natdeploy", "profile", "--device", device_of(text), "--runtime", runtime]
+    command += ["--precision", target.precision, "--threads", str(target.threads), "--space", space]
+    if space_folder(get_space(space).restrict(widths=(width,))) == space_folder(chosen):
+        command += ["--width", f"{width:g}"]
+    else:
+        command += ["--seed-weights", str(seed_weights)]
+    command += ["--classes", str(classes), *(["--tables", str(tables)] if tables else [])]
+    here = target.device.transport == "local"
+    advice = "measure it" if here else "attach the device and measure it"
+    return (UsageError if here else DeviceError)(
+        f"there is no latency table of {target} for {chosen.name} at width {width:g}; {advice}: {shlex.join(command)} "
+        f"(or name a table with --table FILE, or take the specification sheet with --allow-estimate)"
+    )
