@@ -223,7 +223,7 @@ class AdbShell:
         self.files: Files | None = self
         self._name = device.name
         self._to = ["-s", device.address] if device.address else []
-        if device.address and re.fullmatch(r"[^:]+:\d+", device.address):
+        if device.address and re.fullmatch(r"(\[.+\]|[^:]+):\d+", device.address):
             self._dial(device.address)
         state = self._state()
         if state != "device":
