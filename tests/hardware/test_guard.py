@@ -28,6 +28,19 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
 
 
+def test_a_device_without_flock_is_used_and_told(
+    make_device: Callable[..., Device], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "flock").write_text("#!/bin/sh\nexit 127\n")
+    (tmp_path / "bin" / "flock").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    setting = Setting(name="nothing", save=("true",), apply=("true",), restore=("true",))
+    with connect(make_device("local", settings=(setting,))) as transport:
+        assert transport.settings == {"nothing": "changed"}
+    assert "nothing keeps a second natdeploy from using it" in caplog.text
+
+
 @pytest.mark.usefixtures("shell")
 def test_folder_programs_settings_and_lock(make_device: Callable[..., Device], tmp_path: Path) -> None:
     (tmp_path / "governor").write_text("schedutil\n")

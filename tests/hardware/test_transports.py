@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,9 +141,22 @@ def test_evil_words_and_names_arrive_as_they_are(device: Device, tmp_path: Path)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20), max_size=5))
 def test_a_shell_reads_any_words_as_they_are(words: list[str]) -> None:
-    line = " ".join(map(quote, ["printf", r"%s\0", *words, "end"]))
-    done = subprocess.run(["sh", "-c", line], capture_output=True, check=True)
-    assert done.stdout.decode().split("\0") == [*words, "end", ""]
+    assert read_by("sh", words) == words
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "zsh", "mksh", "fish"])
+def test_login_shells_read_evil_words_as_they_are(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed (Debian: apt install {shell})")
+    assert read_by(shell, EVIL) == EVIL
+
+
+def read_by(shell: str, words: list[str]) -> list[str]:
+    line = " ".join(map(quote, ["env", "printf", r"%s\0", *words, "end"]))
+    done = subprocess.run([shell, "-c", line], capture_output=True, check=True)
+    *found, end, rest = done.stdout.decode().split("\0")
+    assert (end, rest) == ("end", "")
+    return found
 
 
 def test_silence_kills_the_program_and_its_children_and_the_way_goes_on(device: Device) -> None:

@@ -17,7 +17,11 @@ session=$home/$token
 words=$session/words
 
 say() { printf '%s %s\n' "$mark" "$*"; }
-fail() { say "fail $*"; exit 1; }
+fail() {
+  say "fail $*"
+  rm -rf "$session"
+  exit 1
+}
 
 # Writes a value to a file, as root where only root may.
 put() {
@@ -80,7 +84,7 @@ done
 if [ "$exclusive" = 1 ]; then
   lock=$base/natdeploy.lock
   [ -e "$lock" ] || (umask 0 && : >"$lock")
-  [ -r "$lock" ] || { rm -rf "$session"; fail "$lock: cannot be read"; }
+  [ -r "$lock" ] || fail "$lock cannot be read"
   exec 9<"$lock"
   # The kernel lets go of the lock with the guard, however it ends. Android has flock from 7 on.
   for attempt in 1 2 3; do
@@ -116,7 +120,7 @@ if [ "$patience" -gt 0 ]; then
   (
     trap 'kill "$nap"; exit' TERM
     while sleep "$patience" & nap=$!; wait "$nap"; do
-      rm "$session/beat" || kill -9 "$reader"
+      rm "$session/beat" || { kill -9 "$reader"; exit; }
     done
   ) </dev/null 3<&- 9<&- >/dev/null 2>&1 &
   dog=$!
@@ -124,8 +128,7 @@ fi
 say "ready $(cat "$boot" 2>/dev/null || echo -) $$ $session"
 wait "$reader"
 
-[ -z "$dog" ] || kill "$dog"
-kill -9 "$reader" 2>/dev/null
+{ [ -z "$dog" ] || kill "$dog"; kill -9 "$reader"; } 2>/dev/null
 end "$session" ours
 words=$session.end/words
 put_back "$@"

@@ -107,10 +107,13 @@ _SSH_TROUBLE = (
     (
         "IDENTIFICATION HAS CHANGED",
         "its host key is not the one on record, so the connection is refused: it may be another machine; if you know that the key "
-        "was changed, forget the old one with `ssh-keygen -R {host}` and connect once by hand",
+        "was changed, forget the old one with `ssh-keygen -R {host}` and connect once by hand (`ssh {address}`)",
     ),
-    ("Host key verification failed", "its host key is not known here; connect once by hand (`ssh {host}`) and check it"),
-    ("Permission denied (", "it does not accept your key; try `ssh {host}`, and install your key there with `ssh-copy-id {host}`"),
+    ("Host key verification failed", "its host key is not known here; connect once by hand (`ssh {address}`) and check it"),
+    (
+        "Permission denied (",
+        "it does not accept your key; install it there with `ssh-copy-id {address}`, and try `ssh {address}`",
+    ),
     ("Connection refused", "nothing answers at its ssh port; start sshd there, or correct the port"),
     ("Could not resolve hostname", "there is no machine of that name; correct the address"),
     ("timed out", "it does not answer; is it on, and in this network?"),
@@ -167,9 +170,11 @@ class SshShell:
         ]
 
     def explain(self, words: str) -> str:
-        host = self._address.rpartition("@")[2] or self._address
         found = next((meaning for sign, meaning in _SSH_TROUBLE if sign in words), None)
-        return found.format(host=host) if found else f"ssh: {last_line(words)}"
+        # Debian's ssh names the host as its key is recorded, which may be by number and port.
+        recorded = re.search(r'-R "([^"]+)"', words)
+        host = recorded[1] if recorded else self._address.rpartition("@")[2]
+        return found.format(host=host, address=self._address) if found else f"ssh: {last_line(words)}"
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -218,7 +223,7 @@ class AdbShell:
         self.files: Files | None = self
         self._name = device.name
         self._to = ["-s", device.address] if device.address else []
-        if device.address and re.fullmatch(r"[^:]+:\d+", device.address):
+        if device.address and re.fullmatch(r"(\[.+\]|[^:]+):\d+", device.address):
             self._dial(device.address)
         state = self._state()
         if state != "device":
