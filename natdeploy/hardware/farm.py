@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
@@ -13,11 +13,11 @@ from natdeploy.errors import DeviceLostError
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-_Device = TypeVar("_Device", bound=Hashable)
+_Device = TypeVar("_Device")
 
 PAUSES_S = (5.0, 30.0, 60.0)
-"""A device out of reach is left alone for so long, longer each time in a row, and tried again; then it is given up. A board takes
-about a minute to start.
+"""A device that is lost is left alone for so long, longer each time in a row, and tried again; then it is given up. One that never
+did any work is given up at once. A board takes about a minute to start.
 """
 
 
@@ -30,7 +30,7 @@ class Farm(Generic[_Device]):
 
     Args:
         devices: that are alike.
-        note: is told which device is out of reach, and why.
+        note: is told which device is lost, and why.
         name: of a device, for people.
         pauses_s: instead of `PAUSES_S`.
     """
@@ -43,9 +43,12 @@ class Farm(Generic[_Device]):
         name: Callable[[_Device], str] = str,
         pauses_s: Sequence[float] | None = None,
     ) -> None:
-        self._free = deque(devices)
-        self._resting: dict[_Device, float] = {}
-        self._failures = dict.fromkeys(devices, 0)
+        # Devices by their numbers; those of `_resting` have the time at which they are free again.
+        self._devices = devices
+        self._free = deque(range(len(devices)))
+        self._resting: dict[int, float] = {}
+        self._failures = [0] * len(devices)
+        self._worked = [False] * len(devices)
         self._note, self._name = note, name
         self._pauses_s = PAUSES_S if pauses_s is None else pauses_s
         self._why = ""
@@ -74,7 +77,7 @@ class Farm(Generic[_Device]):
                 raise Stopped
 
         returned = deque[_Item]()
-        running: dict[Future[_Result], tuple[_Item, _Device]] = {}
+        running: dict[Future[_Result], tuple[_Item, int]] = {}
         devices = len(self._free) + len(self._resting)
         with ThreadPoolExecutor(max(1, devices)) as pool:
             # A single device works in this thread, where an interruption ends it at once.
@@ -86,8 +89,8 @@ class Farm(Generic[_Device]):
                         item = returned.popleft() if returned else next(items, None)
                         if item is None:
                             break
-                        device = self._free.popleft()
-                        running[begin(work, item, device, still_wanted)] = item, device
+                        number = self._free.popleft()
+                        running[begin(work, item, self._devices[number], still_wanted)] = item, number
                     if not running:
                         if self._free:
                             return
@@ -97,31 +100,33 @@ class Farm(Generic[_Device]):
                         continue
                     patience = min(self._resting.values()) - time.monotonic() if self._resting else None
                     for future in wait(running, timeout=patience, return_when=FIRST_COMPLETED).done:
-                        item, device = running.pop(future)
+                        item, number = running.pop(future)
                         try:
-                            take(item, device, future.result())
+                            take(item, self._devices[number], future.result())
                         except DeviceLostError as error:
+                            if devices == 1 and not self._worked[number]:
+                                raise
                             returned.append(item)
-                            self._lost(device, error)
+                            self._lost(number, error)
                         else:
-                            self._failures[device] = 0
-                            self._free.append(device)
+                            self._failures[number], self._worked[number] = 0, True
+                            self._free.append(number)
             finally:
                 stop.set()
 
     def _rested(self) -> None:
         """Devices that have been left alone for long enough are free again."""
         now = time.monotonic()
-        for device in [each for each, until in self._resting.items() if until <= now]:
-            del self._resting[device]
-            self._free.append(device)
+        for number in [each for each, until in self._resting.items() if until <= now]:
+            del self._resting[number]
+            self._free.append(number)
 
-    def _lost(self, device: _Device, error: DeviceLostError) -> None:
-        self._why = f"{self._name(device)}: {error}"
-        failures, self._failures[device] = self._failures[device], self._failures[device] + 1
-        if failures < len(self._pauses_s):
+    def _lost(self, number: int, error: DeviceLostError) -> None:
+        self._why = f"{self._name(self._devices[number])}: {error}"
+        failures, self._failures[number] = self._failures[number], self._failures[number] + 1
+        if self._worked[number] and failures < len(self._pauses_s):
             pause_s = self._pauses_s[failures]
-            self._resting[device] = time.monotonic() + pause_s
+            self._resting[number] = time.monotonic() + pause_s
             self._note(f"{self._why}; its work goes back to the queue, and it is tried again in {pause_s:g} s")
         else:
             self._note(f"{self._why}; it is given up")

@@ -61,6 +61,13 @@ def test_a_single_device_is_waited_for() -> None:
     assert [note.split(";")[0] for note in notes] == ["phone: lost at item 4"] * 2
 
 
+def test_a_single_device_that_was_never_there_is_not_waited_for() -> None:
+    phone = Phone("phone", {0})
+    with pytest.raises(DeviceLostError, match=r"^lost at item 3$"):
+        run([3, 4], [phone], pauses_s=(1000.0,))
+    assert phone.attempts == 1
+
+
 def test_a_device_that_stays_away_is_given_up_and_its_work_done_by_the_other() -> None:
     gone, other = Phone("phone#1", {0}, forever=True), Phone("phone#2")
     barrier = threading.Barrier(2, timeout=10)

@@ -22,7 +22,7 @@ from typing import IO, Protocol, Self
 from urllib.parse import quote as percent
 from urllib.parse import unquote
 
-from natdeploy.errors import DeviceError
+from natdeploy.errors import DeviceError, DeviceLostError
 from natdeploy.files import write_atomic
 from natdeploy.hardware.device import Device, Setting
 from natdeploy.hardware.transports.shells import Shell, last_line, quote
@@ -139,14 +139,14 @@ class Transport(Protocol):
         Raises:
             ProgramError: it failed; the message ends with its last words.
             TimeoutError: it said nothing for `silence_s` seconds and was killed.
-            DeviceError: the connection was cut, or the device restarted.
+            DeviceLostError: the connection was cut, or the device restarted.
         """
 
 
 class Session:
     """A transport by way of a device's shell. It is a context: the guard begins with it, and cleans up at its end.
 
-    Entering raises DeviceError where the device cannot be reached, refuses us, or is in use.
+    Entering raises DeviceLostError where the device cannot be reached, refuses us, or is in use.
     """
 
     def __init__(self, device: Device, shell: Shell) -> None:
@@ -255,12 +255,12 @@ class Session:
                     case "unlocked":
                         _log.warning("%s has no flock, so nothing keeps a second natdeploy from using it at the same time", name)
                     case "held":
-                        raise DeviceError(f"{name} is in use by {text or 'another natdeploy'}; wait for that to end, or end it")
+                        raise DeviceLostError(f"{name} is in use by {text or 'another natdeploy'}; wait for that to end, or end it")
                     case "fail":
                         raise self._trouble("no private folder can be made", text)
         except TimeoutError as error:
-            raise DeviceError(f"{name} let us in but said nothing for {_GUARD_S} s; restart it") from error
-        raise DeviceError(f"{name} cannot be reached: {self._shell.explain(_content(self._errors))}")
+            raise DeviceLostError(f"{name} let us in but said nothing for {_GUARD_S} s; restart it") from error
+        raise DeviceLostError(f"{name} cannot be reached: {self._shell.explain(_content(self._errors))}")
 
     def _ours(self, line: bytes) -> tuple[str, str]:
         """First word and rest of what follows our mark; nothing where a line is not ours."""
@@ -376,11 +376,11 @@ class Session:
             return DeviceError(f"{device} has no space left for a private folder; free some, or name another `folder` in its file")
         return DeviceError(f"{what} on {device}: {last_line(words)}")
 
-    def _gone(self, boot: str) -> DeviceError:
+    def _gone(self, boot: str) -> DeviceLostError:
         device = self._device.name
         if boot != self._boot:
-            return DeviceError(f"{device} restarted meanwhile; run the command again")
-        return DeviceError(f"the private folder on {device} was removed meanwhile; run the command again")
+            return DeviceLostError(f"{device} restarted meanwhile; run the command again")
+        return DeviceLostError(f"the private folder on {device} was removed meanwhile; run the command again")
 
     def _loose(self, script: str, *arguments: str) -> tuple[bytes, str]:
         """Output and last words of a script that needs no session; nothing where the device does not answer."""
@@ -395,15 +395,17 @@ class Session:
                 _stop(program)
             return output, _content(errors)
 
-    def _lost(self, words: str) -> DeviceError:
+    def _lost(self, words: str) -> DeviceLostError:
         """What has become of the device, now that the connection has ended by itself."""
         output, now = self._loose(_BOOT, self._mark, BOOT_ID)
         found = [text for kind, text in map(self._ours, output.splitlines()) if kind == "boot"]
         if found and found[0] != self._boot:
             return self._gone(found[0])
         if found:
-            return DeviceError(f"the connection to {self._device.name} was cut ({last_line(words)}); run the command again")
-        return DeviceError(f"the connection to {self._device.name} was cut, and it cannot be reached: {self._shell.explain(now)}")
+            return DeviceLostError(f"the connection to {self._device.name} was cut ({last_line(words)}); run the command again")
+        return DeviceLostError(
+            f"the connection to {self._device.name} was cut, and it cannot be reached: {self._shell.explain(now)}"
+        )
 
 
 def _guard_script() -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from natdeploy.errors import DeviceError
+from natdeploy.errors import DeviceError, DeviceLostError
 from natdeploy.hardware.device import Device
 
 _ANSWER_S = 30
@@ -227,7 +227,7 @@ class AdbShell:
             self._dial(device.address)
         state = self._state()
         if state != "device":
-            raise DeviceError(f"{self._name} cannot be reached: {self.explain(state)}")
+            raise DeviceLostError(f"{self._name} cannot be reached: {self.explain(state)}")
         self.reads = "shell_v2" in self._adb([*self._to, "features"]).split()
 
     def _dial(self, address: str) -> None:
@@ -235,7 +235,7 @@ class AdbShell:
         for attempt in (1, 2):
             answer = self._adb(["connect", address])
             if "connected to" not in answer:
-                raise DeviceError(f"{self._name} cannot be reached: {self.explain(answer)}")
+                raise DeviceLostError(f"{self._name} cannot be reached: {self.explain(answer)}")
             if attempt == 2 or self._state() == "device":
                 return
             self._adb(["disconnect", address])
@@ -256,7 +256,7 @@ class AdbShell:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise DeviceError(f"{self._name} cannot be reached: adb does not answer; try `adb kill-server`") from error
+            raise DeviceLostError(f"{self._name} cannot be reached: adb does not answer; try `adb kill-server`") from error
         return done.stdout.decode(errors="replace").strip()
 
     def argv(self, script: str, *arguments: str, first: bool = False) -> list[str]:
