@@ -38,17 +38,21 @@ def make_key(path: Path) -> str:
 class Sshd:
     """Lets the present user in by a key of its own.
 
+    It is a device of its own as far as its temporary folder goes, where private folders and the lock are.
+
+    Args:
+        folder: to be made, for all that belongs to it.
+        address: its name in the user's configuration.
+
     Attributes:
-        config: file for `ssh -F`, in which the host `device` is this sshd.
+        config: file for `ssh -F`, in which that host is this sshd.
         address: that host.
         greeted: another private key of the user's, with which every session says hello before anything else.
     """
 
-    address = "device"
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        folder.mkdir()
+    def __init__(self, folder: Path, address: str = "device") -> None:
+        self.folder, self.address, self.port = folder, address, free_port()
+        (folder / "tmp").mkdir(parents=True)
         self.greeted = folder / "greeted"
         hello = """command="echo 'Welcome to the lab'; echo '{}'; exec /bin/sh -c \\"$SSH_ORIGINAL_COMMAND\\"" """
         (folder / "authorized").write_text(f"{make_key(folder / 'user')}\n{hello}{make_key(self.greeted)}\n")
@@ -78,7 +82,7 @@ class Sshd:
             f"HostKey {self.folder / 'host'}\n"
             f"AuthorizedKeysFile {self.folder / 'authorized'}\n"
             "PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
-            "PrintMotd no\n"
+            f"PrintMotd no\nSetEnv TMPDIR={self.folder / 'tmp'}\n"
         )
         assert PROGRAM is not None
         with (self.folder / "log").open("wb") as log:

@@ -1,0 +1,145 @@
+"""From a device with nothing but a Python of its own to a table: over a real sshd, with runtimes in environments that natdeploy is
+not installed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import venv
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sshd as real_sshd
+
+from natdeploy import pipeline
+from natdeploy.hardware import farm
+from natdeploy.hardware.device import Target
+from natdeploy.hardware.measure import QUICK, MeasureResult, measure
+from natdeploy.latency import journal, profile
+from natdeploy.latency.table import read_table
+from natdeploy.progress import Silent
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "natdeploy" / "test-devices"
+BRIEF = replace(QUICK, processes=1)
+
+MakeEnvironment = Callable[[str, list[str]], Path]
+
+
+@pytest.fixture(scope="module")
+def environment() -> MakeEnvironment:
+    """Makes an environment with these packages alone, once for all runs of the tests; its Python."""
+
+    def make(name: str, packages: list[str]) -> Path:
+        key = hashlib.sha256("\n".join([sys.version, *packages]).encode()).hexdigest()[:12]
+        folder = CACHE / f"{name}-{key}"
+        python = folder / "bin" / "python"
+        if not (folder / "complete").exists():
+            venv.create(folder, with_pip=True, clear=True)
+            done = subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=False, capture_output=True, text=True)
+            if done.returncode != 0:
+                pytest.skip(f"the device's packages cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+            (folder / "complete").touch()
+        return python
+
+    return make
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["natdeploy.pipeline.profile"]
+    quick = partial(module.profile_table, block_settings=BRIEF, subnet_settings=BRIEF)
+    for name, value in {"profile_table": quick, "FIT_SUBNETS": 6, "TEST_SUBNETS": 4, "LEAST_BLOCKS": 8, "MOST_BLOCKS": 8}.items():
+        monkeypatch.setattr(module, name, value)
+
+
+def write_device(folder: Path, servers: Sequence[real_sshd.Sshd], *, python: Path, runtime: str) -> Path:
+    """A device file with an address for each server."""
+    config = folder / "ssh_config"
+    config.write_text("".join(server.config.read_text() for server in servers))
+    path = folder / "board.toml"
+    path.write_text(
+        f'name = "board"\ndescription = "a board on loopback"\ntransport = "ssh"\n'
+        f'addresses = {[server.address for server in servers]}\nssh_config = "{config}"\n'
+        f'python = "{python}"\nruntimes = ["{runtime}"]\nthreads = 1\n'
+    )
+    return path
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize(
+    "board",
+    [
+        ("onnxruntime", ["onnxruntime==1.20.1", "numpy<3"], "1.20.1"),
+        # The last of its name, and the last numpy it works with: what old boards have.
+        pytest.param(
+            ("tflite", ["tflite-runtime==2.14.0", "numpy<2"], "tflite_runtime 2.14.0"),
+            marks=pytest.mark.skipif(sys.version_info >= (3, 12), reason="tflite-runtime 2.14 is made for Python 3.11 and older"),
+        ),
+    ],
+)
+def test_a_board_is_profiled_with_its_own_libraries(
+    board: tuple[str, list[str], str], environment: MakeEnvironment, sshd: real_sshd.Sshd, tmp_path: Path
+) -> None:
+    runtime, packages, version = board
+    file = write_device(tmp_path, [sshd], python=environment(runtime, packages), runtime=runtime)
+    result = pipeline.profile(str(file), space="demo", tables=tmp_path / "tables", budget_minutes=0.5)
+    assert result.failures == {}
+    table = read_table(result.folder, result.slug)
+    assert table.provenance.runtime_version == version
+    assert (table.provenance.device, table.provenance.harness) == ("board", "natdeploy runner 1")
+    assert (len(table.subnets), result.quality.n) == (10, 4)
+    assert len(table.blocks) >= 8
+    archs = [str(row.arch) for row in table.subnets[:2]]
+    predicted, _ = pipeline.predict(archs, str(file), space="demo", tables=tmp_path / "tables")
+    assert all(each.latency_ms > 0 for each in predicted)
+    assert not list((sshd.folder / "tmp").glob("natdeploy-*")), "nothing is left on the board"
+
+
+class Notes(Silent):
+    """Keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def test_a_board_of_two_dies_in_the_middle_and_the_table_is_complete(
+    sshd: real_sshd.Sshd, tmp_path: Path, brief: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile, "CHUNK", 3)
+    monkeypatch.setattr(farm, "PAUSES_S", ())
+    monkeypatch.setattr(journal, "AGREE", math.inf)  # two briefly timed names of one busy machine
+    with real_sshd.Sshd(tmp_path / "second", "second") as second:
+        file = write_device(tmp_path, [sshd, second], python=Path(sys.executable), runtime="onnxruntime")
+        begun = 0
+
+        def measured(candidates: Any, reference: Any, target: Target, *arguments: Any, **options: Any) -> MeasureResult:
+            nonlocal begun
+            if target.device.address == second.address and (begun := begun + 1) == 2:
+                threading.Timer(0.5, second.cut, kwargs={"for_good": True}).start()
+            return measure(candidates, reference, target, *arguments, **options)
+
+        monkeypatch.setattr(profile, "measure", measured)
+        progress = Notes()
+        result = pipeline.profile(str(file), space="demo", tables=tmp_path / "tables", budget_minutes=0.5, progress=progress)
+    assert begun == 2
+    assert len([note for note in progress.notes if note.startswith("second: the connection to board was cut")]) == 1
+    assert result.subnets == 10
+    assert result.rows >= 8
+    assert result.failures == {}
+    chunks = [json.loads(line) for line in next(result.folder.glob("*.jsonl")).read_text().splitlines()[1:]]
+    assert {chunk["device"] for chunk in chunks} == {sshd.address, "second"}
+    rows = [row["id"] for chunk in chunks for row in chunk["rows"]]
+    assert len(rows) == len(set(rows)), "nothing is measured twice"
