@@ -31,6 +31,9 @@ class Device(BaseModel):
         transport: the way to it.
         runtimes: that it has; the first is the default.
         threads: that a model runs on unless the user says otherwise.
+        python: interpreter there; None where there is none.
+        tools: path there by name of a vendor's tool; one that is not named is looked for.
+        harness: what times: natdeploy's runner, or the runtime's own tool.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,6 +43,9 @@ class Device(BaseModel):
     transport: Literal["local"]
     runtimes: tuple[str, ...] = Field(min_length=1)
     threads: int = Field(ge=1)
+    python: str | None = "python3"
+    tools: dict[str, str] = {}
+    harness: Literal["runner", "tool"] = "runner"
 
     @field_validator("runtimes")
     @classmethod

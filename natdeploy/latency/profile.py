@@ -15,8 +15,9 @@ import numpy as np
 from natdeploy._version import __version__
 from natdeploy.errors import DeviceError
 from natdeploy.hardware.device import Target
-from natdeploy.hardware.measure import BLOCKS, HARNESS, SUBNETS, Candidate, MeasureSettings, measure
+from natdeploy.hardware.measure import BLOCKS, SUBNETS, Candidate, MeasureSettings, harness, measure
 from natdeploy.hardware.runtimes import get_runtime, installed_version
+from natdeploy.hardware.tools import timed_by_tool
 from natdeploy.latency.blocks import block_key, input_shape
 from natdeploy.latency.journal import Journal
 from natdeploy.latency.plan import Plan
@@ -43,7 +44,7 @@ _FOUND = (
     "temperature_c",
     "waiting_counted",
 )
-"""What the runner finds on the device and a table's provenance takes over."""
+"""What the harness finds on the device and a table's provenance takes over."""
 
 
 Convert = Callable[[Block | Arch, Path], None]
@@ -224,8 +225,9 @@ def _signature(plan: Plan, target: Target) -> dict[str, Any]:
     """Latencies with the same signature may stand in one table."""
     return {
         "target": str(target),
-        "runtime_version": installed_version(get_runtime(target.runtime)),
-        "harness": HARNESS,
+        # Which build a vendor's tool is, only the device knows; the journal compares what every chunk found there.
+        "runtime_version": None if timed_by_tool(target.device) else installed_version(get_runtime(target.runtime)),
+        "harness": harness(target),
         "classes": plan.classes,
         "reference": str(plan.reference),
     }
