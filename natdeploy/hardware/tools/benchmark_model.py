@@ -1,9 +1,10 @@
-"""TensorFlow Lite's and LiteRT's benchmark_model.
+"""TensorFlow Lite's and LiteRT's benchmark_model, the one of their folder tools/benchmark.
 
 Known formats: TensorFlow 2.4 to 2.16 tell count, minimum, mean and maximum of the runs; newer ones and LiteRT also the median and
-two percentiles, and put `INFO: ` before every line. Documented in tensorflow/lite/tools/benchmark (README.md; `BenchmarkModel::Run`
-and `BenchmarkLoggingListener` in benchmark_model.cc; `Stat` and `StatWithPercentiles` in stats_calculator.h of TensorFlow's core),
-in LiteRT in tflite/tools/benchmark. Each run is timed in whole microseconds.
+two percentiles; either may put `INFO: ` before every line. Documented in tensorflow/lite/tools/benchmark (README.md;
+`BenchmarkModel::Run` and `BenchmarkLoggingListener` in benchmark_model.cc; `Stat` and `StatWithPercentiles` in stats_calculator.h
+of TensorFlow's core), in LiteRT in tflite/tools/benchmark. Each run is timed in whole microseconds. What LiteRT builds from
+litert/tools under the same name cannot be told the size of an input; its output is refused.
 
 Every number is printed twice or follows from another, which is checked: the mean stands in the line of the runs and in the summary.
 """
@@ -25,6 +26,12 @@ ASK = ()
 RESULT = False
 INPUT = "input"
 """Of natdeploy's own files; of another name in a file the tool takes no notice but for a warning."""
+
+_REFUSALS = {
+    "Unconsumed cmdline flags": "was given options that this build does not have",
+    "the model graph will not be executed by the delegate": "did not use XNNPACK (time tflite+reference instead)",
+}
+"""What it says and goes on: it would time something else than was asked for."""
 
 _PERCENTILES = r"(?: p5=\d+ median=(?P<median>\d+) p95=\d+)?"
 _ALIKE = re.compile(rf"count=(?P<count>\d+) curr=(?P<curr>\d+)(?P<same>\(all same\))?{_PERCENTILES}")
@@ -63,8 +70,9 @@ def arguments(job: Job, version: str, result: str) -> list[str]:
 
 def parse(job: Job, lines: Sequence[str], result: Sequence[str]) -> Timings:
     plain = [line.strip().removeprefix("INFO: ") for line in lines]
-    if refusal := next((line for line in plain if "the model graph will not be executed by the delegate" in line), None):
-        raise unreadable(NAME, "did not use XNNPACK (time tflite+reference instead)", refusal)
+    for sign, what in _REFUSALS.items():
+        if refusal := next((line for line in plain if sign in line), None):
+            raise unreadable(NAME, what, refusal)
     counted = [line for line in plain if line.startswith("count=")]
     if len(counted) != 2:
         last = counted[-1] if counted else next((line for line in reversed(plain) if line), "")

@@ -92,8 +92,12 @@ def _precision(job: Job, version: str) -> list[str]:
 def _shapes(job: Job) -> list[str]:
     """Only of what the file leaves open: with a fixed shape the tool refuses any."""
     import onnx
+    from google.protobuf.message import DecodeError
 
-    (tensor,) = onnx.load(job.model, load_external_data=False).graph.input
+    try:
+        (tensor,) = onnx.load(job.model, load_external_data=False).graph.input
+    except (DecodeError, ValueError):  # no such file: what is wrong with it the tool will say
+        return []
     fixed = all(dimension.HasField("dim_value") for dimension in tensor.type.tensor_type.shape.dim)
     return [] if fixed else [f"--shapes={tensor.name}:{'x'.join(map(str, job.shape))}"]
 
