@@ -124,6 +124,11 @@ class Measurement:
     spread: float
     samples_ms: tuple[tuple[float, ...], ...]
 
+    @property
+    def typical_ms(self) -> float:
+        """The median, or the mean where the harness tells no median."""
+        return self.mean_ms if self.p50_ms is None else self.p50_ms
+
 
 @dataclass(frozen=True)
 class MeasureResult:
