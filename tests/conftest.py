@@ -30,9 +30,9 @@ def _one_torch_thread() -> None:
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Callable[[str, str], str]:
-    """Makes a program of a vendor's tool of a version, which no registry has; its path.
+    """Makes a program that stands for a vendor's tool, which no registry has, and tells its path.
 
-    The program runs the model for real and prints what the real one of that version prints (tests/vendor_tools).
+    It runs the model for real and prints what a real one of a version or format prints (tests/vendor_tools).
     """
 
     def make(name: str, version: str) -> str:

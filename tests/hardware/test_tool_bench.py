@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +19,8 @@ from natdeploy.errors import DeviceError
 from natdeploy.hardware.device import Device, Target, load_device
 from natdeploy.hardware.measure import QUICK, Candidate, MeasureSettings, harness, measure
 from natdeploy.hardware.runtimes import get_runtime
-from natdeploy.hardware.tools import TOOLS, find, tool_of
+from natdeploy.hardware.tools import TOOLS, Job, Timings, UnreadableError, benchmark_model, find, tool_of
+from natdeploy.hardware.tools.tool import positive
 from natdeploy.hardware.transports import connect
 from natdeploy.progress import Silent
 
@@ -34,10 +37,10 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("benchmark_model", "2.14", "tflite", "xnnpack", False, False, "benchmark_model ", processes=2),
-    Case("benchmark_model", "2.17", "tflite", "reference", True, False, "benchmark_model "),
-    Case("onnxruntime_perf_test", "1.16", "onnxruntime", "cpu", True, True, "onnxruntime_perf_test "),
-    Case("onnxruntime_perf_test", "1.20", "onnxruntime", "cpu", True, True, "onnxruntime_perf_test "),
+    Case("benchmark_model", "plain", "tflite", "xnnpack", False, False, "benchmark_model ", processes=2),
+    Case("benchmark_model", "percentiles", "tflite", "reference", True, False, "benchmark_model "),
+    Case("onnxruntime_perf_test", "average", "onnxruntime", "cpu", True, True, "onnxruntime_perf_test "),
+    Case("onnxruntime_perf_test", "total", "onnxruntime", "cpu", True, True, "onnxruntime_perf_test "),
     Case("trtexec", "8.6.3", "tensorrt", "gpu", True, True, "8.6.3", processes=2),
     Case("trtexec", "10.3.0", "tensorrt", "gpu", True, True, "10.3.0"),
     Case("trtexec", "11.1.0", "tensorrt", "gpu", True, True, "11.1.0"),
@@ -114,7 +117,7 @@ def test_every_tool_measures_files_of_open_and_fixed_size_and_fails_by_model(
 
 def test_each_build_of_a_tool_is_another_version(stand_in: Callable[[str, str], str]) -> None:
     versions = set()
-    for version in ("2.14", "2.17", "2.17"):
+    for version in ("plain", "percentiles", "percentiles"):
         here = device("tflite", {"benchmark_model": stand_in("benchmark_model", version)})
         with connect(here) as transport:
             versions.add(find(transport, here, TOOLS["tflite"]).version)
@@ -122,7 +125,7 @@ def test_each_build_of_a_tool_is_another_version(stand_in: Callable[[str, str], 
 
 
 def test_a_tool_is_found_in_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: Callable[[str, str], str]) -> None:
-    path = stand_in("benchmark_model", "2.17")
+    path = stand_in("benchmark_model", "percentiles")
     monkeypatch.setenv("PATH", f"{Path(path).parent}{os.pathsep}{os.environ['PATH']}")
     here = device("tflite", {})
     with connect(here) as transport:
@@ -214,6 +217,76 @@ def test_a_failure_is_a_device_error_where_every_number_is_needed(fake: tuple[Ta
     target, models = fake
     with pytest.raises(DeviceError, match="zero does not run on"):
         measure([models["zero"]], models["reference"], target, QUICK, seed=0, progress=Silent())
+
+
+class LiteRtBenchmark:
+    """A real tool of LiteRT's makers, driven as one on a device would be. It comes with their Python package, so none needs it.
+
+    It knows neither seconds nor the size of an input, and tells times in hundredths of a millisecond.
+    """
+
+    NAME = HARNESS = "litert-benchmark"
+    RUNTIME = "tflite"
+    DELEGATES = ("xnnpack",)
+    PLACES = (str(Path(sys.executable).with_name(NAME)),)
+    ASK = ()
+    RESULT = True
+
+    def __init__(self) -> None:
+        self.printed: list[tuple[Sequence[str], Timings]] = []
+
+    def version(self, digest: str, lines: Sequence[str]) -> str:
+        return digest
+
+    def prepare(self, job: Job, version: str) -> list[str]:
+        return []
+
+    def arguments(self, job: Job, version: str, result: str) -> list[str]:
+        words = {"model": job.file, "num_threads": job.threads, "warmup_runs": job.warmup_runs, "num_runs": job.min_runs}
+        return [f"--{name}={value}" for name, value in {**words, "result_json": result}.items()]
+
+    def parse(self, job: Job, lines: Sequence[str], result: Sequence[str]) -> Timings:
+        told = json.loads("\n".join(result))["latency"]
+        mean, low, median = (positive(self.NAME, str(told[f"{name}_ms"]), str(told)) for name in ("avg", "min", "median"))
+        times = Timings(told["num_runs"], mean, low, median, (), told["init_ms"], told["warmup_first_ms"])
+        self.printed.append((lines, times))
+        return times
+
+
+def test_a_real_tool_is_driven_as_the_stand_ins_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = LiteRtBenchmark()
+    if not Path(real.PLACES[0]).exists():
+        pytest.skip("litert-benchmark is not installed here; pip install ai-edge-litert")
+    monkeypatch.setitem(TOOLS, "tflite", real)  # type: ignore[misc]
+    models = {}
+    for name, channels in (("reference", 48), ("large", 96)):
+        net = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.ReLU6(), nn.Conv2d(channels, channels, 3, padding=1))
+        path = tmp_path / f"{name}.tflite"
+        get_runtime("tflite").convert(net, torch.zeros(1, 3, 64, 64), path, dynamic_size=False)
+        models[name] = Candidate(name, path, (1, 3, 64, 64))
+    (tmp_path / "broken.tflite").write_bytes(b"no model")
+    models["broken"] = Candidate("broken", tmp_path / "broken.tflite", (1, 3, 64, 64))
+    target = Target(device("tflite", {}), "tflite", "xnnpack", "fp32", threads=1)
+    result = measure(
+        [models["large"], models["broken"]],
+        models["reference"],
+        target,
+        replace(BRIEF, processes=1),
+        seed=0,
+        progress=Silent(),
+        keep_going=True,
+    )
+    assert list(result.failures) == ["broken"]
+    large = result["large"]
+    assert (large.n, large.samples_ms, len(real.printed)) == (BRIEF.min_runs, ((),), 3)
+    assert large.p50_ms == large.process_p50_ms[0] is not None
+    assert large.latency_ms == pytest.approx(large.relative * result.reference_ms)
+    assert result.environment["harness"] == "litert-benchmark"
+    for lines, times in real.printed:
+        shown = next(line for line in lines if line.startswith("Inference (median):"))
+        assert float(shown.split()[2]) == times.median_ms, "printed and in its file"
+        with pytest.raises(UnreadableError, match="benchmark_model"):
+            benchmark_model.parse(None, lines, ())  # type: ignore[arg-type]
 
 
 def test_the_stand_ins_refuse_what_the_tools_refuse(stand_in: Callable[[str, str], str]) -> None:

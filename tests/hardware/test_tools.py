@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,8 @@ JOB = Job(
     Path("net.onnx"), "0.onnx", (1, 3, 32, 48), 2, "fp32", "cpu", 7, warmup_runs=2, warmup_s=0.0, min_runs=4, min_s=0.5, limit_s=9
 )
 
-# Printed by real builds, cut down to what matters: the first by TensorFlow 2.4 on an emulated processor, where a run takes seconds.
-TF_24 = """STARTING!
+# Printed by real builds, cut down to what matters; the first one on an emulated processor, where a run takes seconds.
+SLOW = """STARTING!
 Log parameter values verbosely: [0]
 Num threads: [4]
 Graph: [./mobilenet_v1_1.0_224.tflite]
@@ -36,7 +37,7 @@ count=50 first=2990275 curr=2913402 min=2727568 max=3189954 avg=2.95034e+06 std=
 Inference timings in us: Init: 17187, First inference: 3512391, Warmup (avg): 3.51239e+06, Inference (avg): 2.95034e+06
 Memory footprint delta from the start of the tool (MB): init=4.21094 overall=46.0859
 """
-TF_26 = """XNNPACK delegate created.
+PLAIN = """XNNPACK delegate created.
 Explicitly applied XNNPACK delegate, and the model graph will be partially executed by the delegate w/ 22 delegate kernels.
 Initialized session in 18.738ms.
 Running benchmark for at least 1 iterations and at least 0.5 seconds but terminate if exceeding 180 seconds.
@@ -47,7 +48,7 @@ count=50 first=74456 curr=74516 min=73909 max=75323 avg=74481.6 std=268
 
 Inference timings in us: Init: 18738, First inference: 140706, Warmup (avg): 85791.2, Inference (avg): 74481.6
 """
-TF_215 = """INFO: Created TensorFlow Lite XNNPACK delegate for CPU.
+PREFIXED = """INFO: Created TensorFlow Lite XNNPACK delegate for CPU.
 VERBOSE: Replacing 58 out of 58 node(s) with delegate (TfLiteXNNPackDelegate) node, yielding 1 partitions for the whole graph.
 INFO: Initialized session in 3.337ms.
 INFO: count=9 first=81913 curr=55502 min=55502 max=81913 avg=58984.7 std=8115
@@ -55,7 +56,7 @@ INFO: count=1061 first=56576 curr=56299 min=54669 max=60236 avg=56265.8 std=982
 INFO: Inference timings in us: Init: 3337, First inference: 81913, Warmup (avg): 58984.7, Inference (avg): 56265.8
 INFO: Overall peak memory footprint (MB) via periodic monitoring: 93.2383
 """
-LITERT = """INFO: Loaded model /data/local/tmp/best_int8.tflite
+PERCENTILES = """INFO: Loaded model /data/local/tmp/best_int8.tflite
 INFO: The input model file size (MB): 3.06409
 INFO: Initialized session in 92.318ms.
 INFO: count=3 first=235158 curr=200386 min=199462 max=235158 avg=211669 std=16613 p5=199462 median=200386 p95=235158
@@ -65,17 +66,17 @@ INFO: count=25 first=187533 curr=140990 min=140071 max=195121 avg=145528 std=135
 INFO: Inference timings in us: Init: 92318, First inference: 187533, Warmup (avg): 211669, Inference (avg): 145528
 INFO: Memory footprint delta from the start of the tool (MB): init=54.2852 overall=73.4102
 """
-LITERT_ALIKE = """INFO: count=1 curr=21 p5=21 median=21 p95=21
+ALIKE = """INFO: count=1 curr=21 p5=21 median=21 p95=21
 INFO: count=40 curr=20(all same) p5=20 median=20 p95=20
 INFO: Inference timings in us: Init: 310, First inference: 21, Warmup (avg): 21, Inference (avg): 20
 """
-LITERT_OTHER_TOOL = """INFO: Initialized session in 4.478ms.
+OTHER_TOOL = """INFO: Initialized session in 4.478ms.
 INFO: count=1055 first=1033 curr=473 min=443 max=1033 avg=465.319 std=18 p5=459 median=463 p95=478
 INFO: count=2112 first=463 curr=459 min=442 max=979 avg=464.545 std=13 p5=460 median=462 p95=478
 INFO: [./litert/tools/benchmark_litert_model.h:88] Inference (avg):      0.46 ms (2112 runs)
 """
 
-ORT_116 = """Setting intra_op_num_threads to 2
+ORT_AVERAGE = """Setting intra_op_num_threads to 2
 Disabling intra-op thread spinning between runs
 
 Session creation time cost: 0.0102016 s
@@ -88,11 +89,12 @@ Number of inferences per second: 538.184
 Avg CPU usage: 96 %
 Peak working set size: 36696064 bytes
 """
-ORT_120 = ORT_116.replace("Average inference time cost: 1.83333 ms", "Average inference time cost total: 1.833333 ms")
+ORT_TOTAL = ORT_AVERAGE.replace("Average inference time cost: 1.83333 ms", "Average inference time cost total: 1.833333 ms")
 ORT_FILE = "".join(
     f"natdeploy-host-x,{cost},36696064,96,{run}\n"
     for run, cost in enumerate(("0.003", "0.002", "0.0015", "0.0012", "0.0018", "0.0015"))
 )
+ORT_FILE_TOTAL = "".join(re.sub(r",(0\.\d+),", r",0.0001,\1,", line) for line in ORT_FILE.splitlines(keepends=True))
 
 
 def trt(version: str, percentiles: str = "percentile(90%) = {0} ms, percentile(95%) = {0} ms, percentile(99%) = {0} ms") -> str:
@@ -130,21 +132,21 @@ TRT_86, TRT_103, TRT_111 = trt("8603"), trt("100300"), trt("110100")
 TRT_852 = trt("8502", "percentile(99%) = {0} ms")
 
 KNOWN: dict[str, tuple[Tool, str, str, Timings]] = {
-    "TensorFlow 2.4": (benchmark_model, TF_24, "", Timings(50, 2950.34, 2727.568, None, (), 17.187, 3512.391)),
-    "TensorFlow 2.6": (benchmark_model, TF_26, "", Timings(50, 74.4816, 73.909, None, (), 18.738, 140.706)),
-    "TensorFlow 2.15": (benchmark_model, TF_215, "", Timings(1061, 56.2658, 54.669, None, (), 3.337, 81.913)),
-    "LiteRT": (benchmark_model, LITERT, "", Timings(25, 145.528, 140.071, 141.253, (), 92.318, 187.533)),
-    "LiteRT, runs alike": (benchmark_model, LITERT_ALIKE, "", Timings(40, 0.02, 0.02, 0.02, (), 0.31, 0.021)),
-    "ONNX Runtime 1.16": (
+    "benchmark_model, slow": (benchmark_model, SLOW, "", Timings(50, 2950.34, 2727.568, None, (), 17.187, 3512.391)),
+    "benchmark_model, plain": (benchmark_model, PLAIN, "", Timings(50, 74.4816, 73.909, None, (), 18.738, 140.706)),
+    "benchmark_model, prefixed": (benchmark_model, PREFIXED, "", Timings(1061, 56.2658, 54.669, None, (), 3.337, 81.913)),
+    "benchmark_model, percentiles": (benchmark_model, PERCENTILES, "", Timings(25, 145.528, 140.071, 141.253, (), 92.318, 187.533)),
+    "benchmark_model, runs alike": (benchmark_model, ALIKE, "", Timings(40, 0.02, 0.02, 0.02, (), 0.31, 0.021)),
+    "onnxruntime_perf_test, average": (
         onnxruntime_perf_test,
-        ORT_116,
+        ORT_AVERAGE,
         ORT_FILE,
         Timings(4, 1.5, 1.2, 1.5, (1.5, 1.2, 1.8, 1.5), 10.2016, 2.0, "CPUExecutionProvider"),
     ),
-    "ONNX Runtime 1.20": (
+    "onnxruntime_perf_test, total": (
         onnxruntime_perf_test,
-        ORT_120,
-        ORT_FILE,
+        ORT_TOTAL,
+        ORT_FILE_TOTAL,
         Timings(4, 1.5, 1.2, 1.5, (1.5, 1.2, 1.8, 1.5), 10.2016, 2.0, "CPUExecutionProvider"),
     ),
     **{
@@ -220,68 +222,83 @@ def change(text: str, old: str, new: str) -> str:
 WRONG: dict[str, tuple[Tool, str, str, str]] = {
     "no run": (
         benchmark_model,
-        change(TF_26, "count=50 first=74456 curr=74516 min=73909 max=75323 avg=74481.6 std=268", "count=0"),
+        change(PLAIN, "count=50 first=74456 curr=74516 min=73909 max=75323 avg=74481.6 std=268", "count=0"),
         "",
         "timed no run: 'count=0'",
     ),
-    "zero": (benchmark_model, change(LITERT, "min=140071", "min=0"), "", "told '0' as a time: 'count=25"),
-    "negative": (benchmark_model, change(LITERT, "avg=145528", "avg=-145528"), "", "another form: 'count=25"),
-    "not a number": (benchmark_model, change(LITERT, "avg=145528", "avg=nan"), "", "another form: 'count=25"),
+    "zero": (benchmark_model, change(PERCENTILES, "min=140071", "min=0"), "", "told '0' as a time: 'count=25"),
+    "negative": (benchmark_model, change(PERCENTILES, "avg=145528", "avg=-145528"), "", "another form: 'count=25"),
+    "not a number": (benchmark_model, change(PERCENTILES, "avg=145528", "avg=nan"), "", "another form: 'count=25"),
     "infinite": (
         benchmark_model,
-        change(LITERT, "Inference (avg): 145528", "Inference (avg): inf"),
+        change(PERCENTILES, "Inference (avg): 145528", "Inference (avg): inf"),
         "",
         "another form: 'Inference timings",
     ),
     "too large": (
         benchmark_model,
-        change(LITERT, "max=195121 avg=145528", "max=195121 avg=1e+999"),
+        change(PERCENTILES, "max=195121 avg=145528", "max=195121 avg=1e+999"),
         "",
         "told '1e\\+999' as a time",
     ),
-    "other unit": (benchmark_model, change(LITERT, "timings in us", "timings in ms"), "", "another form: 'Inference timings in ms"),
+    "other unit": (
+        benchmark_model,
+        change(PERCENTILES, "timings in us", "timings in ms"),
+        "",
+        "another form: 'Inference timings in ms",
+    ),
     "mean of another run": (
         benchmark_model,
-        change(LITERT, "Inference (avg): 145528", "Inference (avg): 145529"),
+        change(PERCENTILES, "Inference (avg): 145528", "Inference (avg): 145529"),
         "",
         "contradicts itself",
     ),
-    "mean out of range": (benchmark_model, change(LITERT, "max=195121", "max=140072"), "", "contradicts itself"),
-    "median out of range": (benchmark_model, change(LITERT, "median=141253", "median=14125"), "", "contradicts itself"),
-    "first zero": (benchmark_model, change(LITERT, "First inference: 187533", "First inference: 0"), "", "told '0' as a time"),
+    "mean out of range": (benchmark_model, change(PERCENTILES, "max=195121", "max=140072"), "", "contradicts itself"),
+    "median out of range": (benchmark_model, change(PERCENTILES, "median=141253", "median=14125"), "", "contradicts itself"),
+    "first zero": (benchmark_model, change(PERCENTILES, "First inference: 187533", "First inference: 0"), "", "told '0' as a time"),
     "option not known": (
         benchmark_model,
-        f"Unconsumed cmdline flags: --input_layer_shape=1,3,8,8\n{LITERT}",
+        f"Unconsumed cmdline flags: --input_layer_shape=1,3,8,8\n{PERCENTILES}",
         "",
         "does not have: 'Unconsumed",
     ),
     "no XNNPACK": (
         benchmark_model,
-        f"INFO: Though XNNPACK delegate is explicitly applied, the model graph will not be executed by the delegate.\n{LITERT}",
+        f"Though XNNPACK delegate is explicitly applied, the model graph will not be executed by the delegate.\n{PERCENTILES}",
         "",
         "did not use XNNPACK",
     ),
-    "LiteRT's other tool": (benchmark_model, LITERT_OTHER_TOOL, "", "printed 'Inference timings' 0 times instead of once"),
-    "other requests": (onnxruntime_perf_test, change(ORT_116, "requests: 6", "requests: 7"), ORT_FILE, "timed 7 runs and left 6"),
+    "LiteRT's other tool": (benchmark_model, OTHER_TOOL, "", "printed 'Inference timings' 0 times instead of once"),
+    "other requests": (
+        onnxruntime_perf_test,
+        change(ORT_AVERAGE, "requests: 6", "requests: 7"),
+        ORT_FILE,
+        "timed 7 runs and left 6",
+    ),
     "other mean": (
         onnxruntime_perf_test,
-        change(ORT_116, "1.83333 ms", "1.9 ms"),
+        change(ORT_AVERAGE, "1.83333 ms", "1.9 ms"),
         ORT_FILE,
         r"contradicts itself \(1.9 and 1.83333\)",
     ),
-    "mean in seconds": (onnxruntime_perf_test, change(ORT_116, "1.83333 ms", "0.00183 s"), ORT_FILE, "another form: 'Average"),
+    "mean in seconds": (onnxruntime_perf_test, change(ORT_AVERAGE, "1.83333 ms", "0.00183 s"), ORT_FILE, "another form: 'Average"),
     "created in no time": (
         onnxruntime_perf_test,
-        change(ORT_116, "cost: 0.0102016 s", "cost: 0 s"),
+        change(ORT_AVERAGE, "cost: 0.0102016 s", "cost: 0 s"),
         ORT_FILE,
         "told '0' as a time",
     ),
-    "zero among the runs": (onnxruntime_perf_test, ORT_116, change(ORT_FILE, ",0.0012,", ",0,"), "told '0' as a time: 'natdeploy"),
-    "nan among the runs": (onnxruntime_perf_test, ORT_116, change(ORT_FILE, ",0.0012,", ",nan,"), "told 'nan' as a time"),
-    "another call's runs before": (onnxruntime_perf_test, ORT_116, ORT_FILE * 2, "left a file without its run 6"),
+    "zero among the runs": (
+        onnxruntime_perf_test,
+        ORT_AVERAGE,
+        change(ORT_FILE, ",0.0012,", ",0,"),
+        "told '0' as a time: 'natdeploy",
+    ),
+    "nan among the runs": (onnxruntime_perf_test, ORT_AVERAGE, change(ORT_FILE, ",0.0012,", ",nan,"), "told 'nan' as a time"),
+    "another call's runs before": (onnxruntime_perf_test, ORT_AVERAGE, ORT_FILE * 2, "left a file without its run 6"),
     "only a warm-up": (
         onnxruntime_perf_test,
-        change(change(ORT_116, "requests: 6", "requests: 2"), "1.83333 ms", "2.5 ms"),
+        change(change(ORT_AVERAGE, "requests: 6", "requests: 2"), "1.83333 ms", "2.5 ms"),
         "".join(ORT_FILE.splitlines(keepends=True)[:2]),
         "timed no run after its warm-up",
     ),

@@ -164,7 +164,7 @@ def test_a_tool_that_tells_no_median_leaves_it_open_and_its_means_are_told(
     pytest.importorskip("ai_edge_litert", reason="pip install ai-edge-litert", exc_type=ImportError)
     pipeline.export(finished.out)
     device = tmp_path / "phone.toml"
-    tool = json.dumps(stand_in("benchmark_model", "2.14"))
+    tool = json.dumps(stand_in("benchmark_model", "plain"))
     device.write_text(
         'name = "phone"\ndescription = "a phone"\ntransport = "local"\nruntimes = ["tflite"]\nthreads = 1\nharness = "tool"\n'
         f"[tools]\nbenchmark_model = {tool}\n"

@@ -1,6 +1,6 @@
 """Stand-in for TFLite's benchmark_model: runs the file in LiteRT and prints what the real one prints.
 
-See natdeploy/hardware/tools. $STAND_IN is the version whose format it prints: 2.14 without percentiles and prefix, 2.17 with both.
+See natdeploy/hardware/tools. $STAND_IN is the format it prints: `plain`, or `percentiles` as LiteRT does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OPTIONS = {
     "min_secs": "1.0",
     "max_secs": "150",
 }
-NEW = os.environ.get("STAND_IN", "2.17") != "2.14"
+NEW = os.environ.get("STAND_IN") != "plain"
 
 
 def say(text: str) -> None:

@@ -1,7 +1,7 @@
 """TensorFlow Lite's and LiteRT's benchmark_model, the one of their folder tools/benchmark.
 
-Known formats: TensorFlow 2.4 to 2.16 tell count, minimum, mean and maximum of the runs; newer ones and LiteRT also the median and
-two percentiles; either may put `INFO: ` before every line. Documented in tensorflow/lite/tools/benchmark (README.md;
+Known formats: those of TensorFlow since 2.4 tell count, minimum, mean and maximum of the runs; LiteRT's also the median and two
+percentiles; either may put `INFO: ` before every line. Documented in tensorflow/lite/tools/benchmark (README.md;
 `BenchmarkModel::Run` and `BenchmarkLoggingListener` in benchmark_model.cc; `Stat` and `StatWithPercentiles` in stats_calculator.h
 of TensorFlow's core), in LiteRT in tflite/tools/benchmark. Each run is timed in whole microseconds. What LiteRT builds from
 litert/tools under the same name cannot be told the size of an input; its output is refused.

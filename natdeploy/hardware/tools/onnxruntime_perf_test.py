@@ -1,8 +1,10 @@
 """ONNX Runtime's onnxruntime_perf_test.
 
-Known formats: ONNX Runtime 1.10 and newer, with `Average inference time cost` or, since 1.19, `Average inference time cost total`.
-Documented in onnxruntime/test/perftest: README.md, the options in command_args_parser.cc, what is printed and the file of results
-in performance_runner.cc (`PerformanceResult::DumpToFile`: a line a run, `folder,seconds,peak memory,CPU usage,number`).
+Known formats: builds that know the options -I, -S and -Z. Since 2025 (pull request 25895) a run is told in two parts, until it is
+submitted and in total: the average is called `Average inference time cost total`, and the file of results got a column (26313).
+Documented in onnxruntime/test/perftest: README.md, the options in command_args_parser.cc, what is printed and the file in
+performance_runner.cc (`PerformanceResult::DumpToFile`: a line a run, `folder,seconds,peak memory,CPU usage,number`, or
+`folder,seconds until submitted,seconds,peak memory,CPU usage,number`).
 
 It warms up by one run only and knows either a number of runs or a time in whole seconds. So it is given a number, which grows once
 it is known how long a run takes, and the first of them are left out as warm-up.
@@ -80,7 +82,7 @@ def parse(job: Job, lines: Sequence[str], result: Sequence[str]) -> Timings:
 
 def _milliseconds(line: str, number: int) -> float:
     """Of one line of the file."""
-    cells = line.strip().rsplit(",", 4)
-    if len(cells) != 5 or cells[4] != str(number):
+    cells = line.strip().split(",")
+    if len(cells) not in (5, 6) or cells[-1] != str(number):
         raise unreadable(NAME, f"left a file without its run {number}", line)
-    return 1e3 * positive(NAME, cells[1], line)
+    return 1e3 * positive(NAME, cells[-4], line)
