@@ -98,7 +98,7 @@ class Measurement:
         relative: latency in units of the reference's: in each slice the median undisturbed time (wall time less waiting for a
             core) over the reference's right before and after; then the median over all slices of all processes. Steadier than
             wall time where other processes come and go, for they slow both. A vendor's tool counts no waiting and makes one slice a
-            process, and where it tells no median, means stand for both.
+            process, and there the ratio is of mean wall times.
         latency_ms: `relative` times the reference's latency: what a run takes while nothing else wants the machine.
         floor_ms: the fastest undisturbed run of a slice, 5th percentile over slices. The steadiest number of all for models so
             short that they find quiet moments on any machine, such as blocks; too lucky for whole networks.

@@ -17,7 +17,9 @@ cpu=$(field /proc/cpuinfo 'model name')
 [ -n "$cpu" ] || cpu=$(getprop ro.soc.model 2>/dev/null)
 [ -n "$cpu" ] || cpu=$(uname -m)
 say cpu "$cpu"
-say cores "$(grep -c '^processor' /proc/cpuinfo 2>/dev/null)"
+cores=$(grep -c '^processor' /proc/cpuinfo 2>/dev/null)
+[ "${cores:-0}" -gt 0 ] || cores=$(nproc 2>/dev/null)
+say cores "$cores"
 say affinity "$(field /proc/self/status Cpus_allowed_list)"
 say governor "$(first /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor)"
 say temperature "$(first /sys/class/thermal/thermal_zone0/temp)"
@@ -31,7 +33,7 @@ _ANSWER_S = 60.0
 
 
 def shell_facts(transport: Transport) -> dict[str, Any]:
-    """Processor, cores, memory, operating system, governor, temperature and time; None where the device does not tell.
+    """Processor, cores, operating system and time; memory, governor and temperature, None where the device does not tell.
 
     Raises:
         DeviceError: its shell does not answer as a shell does.
@@ -47,17 +49,19 @@ def shell_facts(transport: Transport) -> dict[str, Any]:
 def read_facts(lines: list[str]) -> dict[str, Any]:
     """The facts of what the script printed."""
     told = dict(line.rstrip("\r").split("\t", 1) for line in lines if "\t" in line)
-    if "cpu" not in told or "utc" not in told:
-        raise DeviceError(f"the device's shell answered with something else: {' | '.join(lines)[:200] or 'nothing'!r}")
-    temperature, memory, cores = told.get("temperature", ""), told.get("memory", "").split(" ")[0], told.get("cores", "")
+    cores = told.get("cores", "")
+    if not {"cpu", "os", "utc"} <= told.keys() or not cores.isdecimal():
+        said = " | ".join(lines)[:200] or "nothing"
+        raise DeviceError(f"the device's shell was asked for processor, cores, system and time, and answered {said!r}")
+    temperature, memory = told.get("temperature", ""), told.get("memory", "").split(" ")[0]
     return {
         "cpu": told["cpu"],
-        "cores": int(cores) if cores.isdecimal() and int(cores) > 0 else None,
+        "cores": int(cores),
         "affinity": _cores(told.get("affinity", "")),
         "governor": told.get("governor"),
         "temperature_c": int(temperature) / 1000 if temperature.lstrip("-").isdecimal() else None,
         "memory_mb": int(memory) // 1024 if memory.isdecimal() else None,
-        "os": told.get("os"),
+        "os": told["os"],
         "utc": told["utc"],
     }
 

@@ -66,15 +66,17 @@ class ToolBench:
 
     def round(self, models: Sequence[Candidate], advance: Callable[[int], None]) -> Mapping[str, Round | str]:
         answers: dict[str, Round | str] = {}
-        before = self._reference_times()
+        before: Timings | None = self._reference_times()
         for candidate in models:
+            before = before or self._reference_times()
             try:
                 times = self._times(candidate, self._settings.min_s)
             except (TimeoutError, ProgramError, UnreadableError) as error:
                 answers[candidate.id] = self._why(error)
+                before = None  # a hang may have lasted minutes
             else:
                 after = self._reference_times()
-                answers[candidate.id] = _round(times, (before.typical_ms + after.typical_ms) / 2)
+                answers[candidate.id] = _round(times, before, after)
                 before = after
             advance(1)
         return answers
@@ -126,10 +128,15 @@ class ToolBench:
         return lines
 
 
-def _round(times: Timings, reference_ms: float) -> Round:
+def _round(times: Timings, before: Timings, after: Timings) -> Round:
+    """Of one model between two of the reference.
+
+    The ratio is of means. Another program on the same core doubles the mean of both, but the median of long runs alone: short ones
+    mostly find the core free, and a ratio of medians would be that of two different machines.
+    """
     return Round(
-        references_ms=(reference_ms,),
-        ratios=(times.typical_ms / reference_ms,),
+        references_ms=((before.typical_ms + after.typical_ms) / 2,),
+        ratios=(2 * times.mean_ms / (before.mean_ms + after.mean_ms),),
         floors_ms=(times.min_ms,),
         n=times.n,
         mean_ms=times.mean_ms,

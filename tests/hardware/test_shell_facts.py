@@ -64,7 +64,8 @@ def test_what_a_phone_tells_is_read() -> None:
 
 
 def test_what_is_hidden_is_unknown_and_another_answer_an_error() -> None:
-    facts = read_facts(["cpu\taarch64", "cores\t0", "temperature\thot", "utc\t2026-01-02T03:04:05+00:00"])
-    assert {name for name, value in facts.items() if value is not None} == {"cpu", "utc"}
-    with pytest.raises(DeviceError, match="answered with something else: 'Welcome!'"):
-        read_facts(["Welcome!"])
+    least = ["cpu\taarch64", "cores\t8", "temperature\thot", "os\tLinux", "utc\t2026-01-02T03:04:05+00:00"]
+    assert {name for name, value in read_facts(least).items() if value is not None} == {"cpu", "cores", "os", "utc"}
+    for said in (["Welcome!"], [], least[:1] + least[2:]):
+        with pytest.raises(DeviceError, match="was asked for processor, cores, system and time, and answered"):
+            read_facts(said)

@@ -292,3 +292,32 @@ def test_a_real_tool_is_driven_as_the_stand_ins_are(tmp_path: Path, monkeypatch:
 def test_the_stand_ins_refuse_what_the_tools_refuse(stand_in: Callable[[str, str], str]) -> None:
     done = subprocess.run([stand_in("trtexec", "11.1.0"), "--fp16"], capture_output=True, text=True, check=False)
     assert (done.returncode, "Unknown option: --fp16" in done.stderr) == (1, True)
+
+
+SHARED = """#!/bin/sh
+for argument; do
+  case $argument in --graph=*) word=$(cat "${argument#--graph=}") ;; esac
+done
+case $word in
+  reference) set -- 490 100490 500 1000 ;;
+  *) set -- 19000 45000 42000 40000 ;;
+esac
+echo "INFO: count=1 curr=900 p5=900 median=900 p95=900"
+echo "INFO: count=20 first=$1 curr=$1 min=$1 max=$2 avg=$4 std=3 p5=$1 median=$3 p95=$2"
+echo "INFO: Inference timings in us: Init: 1000, First inference: 900, Warmup (avg): 900, Inference (avg): $4"
+"""
+
+
+def test_latency_is_relative_by_means_which_a_shared_core_slows_alike(tmp_path: Path) -> None:
+    """A reference of 0.5 ms is rarely interrupted and a net of 20 ms always, by a program that takes half of the core."""
+    program = tmp_path / "benchmark_model"
+    program.write_text(SHARED)
+    program.chmod(0o755)
+    models = {}
+    for name in ("reference", "net"):
+        (tmp_path / f"{name}.tflite").write_text(name)
+        models[name] = Candidate(name, tmp_path / f"{name}.tflite", (1, 3, 8, 8))
+    target = Target(device("tflite", {"benchmark_model": str(program)}), "tflite", "xnnpack", "fp32", 1)
+    result = measure([models["net"]], models["reference"], target, QUICK, seed=0, progress=Silent())
+    net = result["net"]
+    assert (net.relative, net.latency_ms, net.p50_ms, net.mean_ms) == pytest.approx((40.0, 20.0, 42.0, 40.0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from natdeploy.errors import DeviceError
@@ -73,8 +73,7 @@ def find(transport: Transport, device: Device, tool: Tool) -> FoundTool:
     """
     named = device.tools.get(tool.NAME)
     places = (named,) if named else tool.PLACES
-    lines: list[str] = []
-    transport.run(["sh", "-c", _FIND, "sh", *places], silence_s=_ANSWER_S, on_line=lines.append)
+    lines = _answer(transport, device, ["sh", "-c", _FIND, "sh", *places])
     facts = dict(line.split(" ", 1) for line in lines if " " in line)
     if not {"path", "digest"} <= facts.keys():
         where = f"is no program {named}" if named else f"is no {tool.NAME} (looked for: {', '.join(places)})"
@@ -82,10 +81,17 @@ def find(transport: Transport, device: Device, tool: Tool) -> FoundTool:
             f"there {where} on {device.name}; put it there and make it executable, or name its path in the device's file: "
             f'tools = {{ {tool.NAME} = "/path/to/{tool.NAME}" }}'
         )
-    told: list[str] = []
-    if tool.ASK:
-        try:
-            transport.run([facts["path"], *tool.ASK], silence_s=_ANSWER_S, on_line=told.append)
-        except (ProgramError, TimeoutError) as error:
-            raise DeviceError(f"{facts['path']} on {device.name} does not run: {error or 'it said nothing'}") from error
+    told = _answer(transport, device, [facts["path"], *tool.ASK]) if tool.ASK else []
     return FoundTool(tool, facts["path"], tool.version(facts["digest"], told))
+
+
+def _answer(transport: Transport, device: Device, argv: Sequence[str]) -> list[str]:
+    """What a program on a device says, at once. Raises DeviceError."""
+    lines: list[str] = []
+    try:
+        transport.run(argv, silence_s=_ANSWER_S, on_line=lines.append)
+    except TimeoutError as error:
+        raise DeviceError(f"{argv[0]} on {device.name} gave no answer within {_ANSWER_S:g} s; is the device busy?") from error
+    except ProgramError as error:
+        raise DeviceError(f"{argv[0]} on {device.name} does not run: {error}") from error
+    return lines

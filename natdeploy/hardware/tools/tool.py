@@ -152,7 +152,7 @@ class Tool(Protocol):
 def unreadable(tool: str, why: str, line: str | None = None) -> UnreadableError:
     """The error, naming the tool and the line."""
     shown = "" if line is None else f": {line[:200]!r}"
-    return UnreadableError(f"{tool} {why}{shown}; natdeploy does not know the format of this version (docs/runtimes.md)")
+    return UnreadableError(f"{tool} {why}{shown}; docs/runtimes.md tells which versions are known")
 
 
 def only(tool: str, begin: str, pattern: re.Pattern[str], lines: Sequence[str]) -> re.Match[str]:
