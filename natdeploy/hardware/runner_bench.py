@@ -68,7 +68,12 @@ class RunnerBench:
 
         def listen(line: str) -> None:
             nonlocal running
-            running = json.loads(line)["id"]
+            try:
+                running = json.loads(line)["id"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise DeviceError(
+                    f"the runner was to say which model it is at, but said {line!r}; does a library print?"
+                ) from error
             advance(1)
 
         with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ percentiles; either may put `INFO: ` before every line. Documented in tensorflow
 of TensorFlow's core), in LiteRT in tflite/tools/benchmark. Each run is timed in whole microseconds. What LiteRT builds from
 litert/tools under the same name cannot be told the size of an input; its output is refused.
 
-Every number is printed twice or follows from another, which is checked: the mean stands in the line of the runs and in the summary.
+The mean stands in the line of the runs and in the summary, which must agree; it and the median must lie between the extremes.
 """
 
 from __future__ import annotations
