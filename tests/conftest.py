@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,3 +34,22 @@ def _one_torch_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Callable[[str, str], str]:
+    """Makes a program that stands for a vendor's tool, which no registry has, and tells its path.
+
+    It runs the model for real and prints what a real one of a version or format prints (tests/vendor_tools).
+    """
+
+    def make(name: str, version: str) -> str:
+        program = tmp_path / f"tools-{version}" / name
+        program.parent.mkdir(exist_ok=True)
+        script = Path(__file__).parent / "vendor_tools" / f"{name}.py"
+        words = shlex.join(["env", f"STAND_IN={version}", sys.executable, str(script)])
+        program.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        program.chmod(0o755)
+        return str(program)
+
+    return make

@@ -118,13 +118,15 @@ class ModelFile(_Facts):
 class Latency(_Facts):
     """Of one image on a target such as `host/onnxruntime-fp32-1t`. What has not been found out yet is None.
 
-    `predicted_ms` is `estimated` where it comes from a specification sheet, and nothing was measured on the device.
+    `predicted_ms` is `estimated` where it comes from a specification sheet, and nothing was measured on the device. The mean is
+    there where what measured tells no median.
     """
 
     target: str
     predicted_ms: float | None = None
     measured_p50_ms: float | None = None
     measured_p90_ms: float | None = None
+    measured_mean_ms: float | None = None
     measured_n: int | None = None
     unstable: bool | None = None
     estimated: bool = False
@@ -307,11 +309,12 @@ In the order of the outputs: {labels}.
 
 
 def _latency(latency: Latency) -> str:
-    parts = []
+    parts, unstable = [], ", unstable" if latency.unstable else ""
     if latency.measured_p50_ms is not None:
         p90 = "" if latency.measured_p90_ms is None else f", p90 {latency.measured_p90_ms:.3f} ms"
-        unstable = ", unstable" if latency.unstable else ""
         parts.append(f"p50 {latency.measured_p50_ms:.3f} ms{p90} (measured, {latency.measured_n} runs{unstable})")
+    elif latency.measured_mean_ms is not None:
+        parts.append(f"mean {latency.measured_mean_ms:.3f} ms (measured, {latency.measured_n} runs{unstable})")
     if latency.predicted_ms is not None:
         how = "estimated from the device's specification sheet, not measured" if latency.estimated else "predicted"
         parts.append(f"{latency.predicted_ms:.3f} ms {how}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from natdeploy.errors import DeviceError
-from natdeploy.hardware import probe
+from natdeploy.hardware import probe, tools
 from natdeploy.hardware.device import TOOLS, Device
 from natdeploy.hardware.runtimes import RUNTIMES, installed_version
 from natdeploy.hardware.transports import ProgramError, Transport, connect
@@ -23,7 +23,7 @@ SILENCE_S = 120.0
 LEAST_FREE_MB = 500
 """A table's models, all at once."""
 
-TOOL_OF = {"tflite": "benchmark_model", "onnxruntime": "onnxruntime_perf_test", "tensorrt": "trtexec"}
+TOOL_OF = {runtime: tool.NAME for runtime, tool in tools.TOOLS.items()}
 """The tool that times a runtime's models where there is no Python."""
 
 _SHELL_PROBE = Path(__file__).with_name("probe.sh")
@@ -124,7 +124,7 @@ def runtime_version(device: Device, runtime: str) -> str:
     Raises:
         DeviceError: the device cannot be reached or has no such runtime.
     """
-    if device.transport == "local":
+    if device.transport == "local" and device.harness == "runner":
         return installed_version(RUNTIMES[runtime])
     report = check(device.members()[0])
     if device.harness == "runner" and runtime in report.runtimes:

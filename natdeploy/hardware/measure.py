@@ -1,16 +1,14 @@
-"""Measures models on a target: pushes them and the runner, runs fresh processes, pulls and summarises.
+"""Measures models on a target: pushes them, has a harness run them in fresh processes, and summarises.
 
 Protocol (docs/design.md): latency mode, batch 1, one request at a time; several fresh processes, candidates in a new order in
-each; a reference model timed in slices between; percentiles by nearest rank and only from enough runs; raw samples kept.
+each; a reference model timed between; percentiles by nearest rank and only from enough runs; raw samples kept.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,16 +18,17 @@ import numpy as np
 from natdeploy.errors import DeviceError
 from natdeploy.hardware.conditions import settle
 from natdeploy.hardware.device import Target
+from natdeploy.hardware.rounds import Bench, Round
+from natdeploy.hardware.runner_bench import RunnerBench
 from natdeploy.hardware.runtimes import Runtime, get_runtime
-from natdeploy.hardware.transports import ProgramError, Transport, connect
+from natdeploy.hardware.tool_bench import ToolBench
+from natdeploy.hardware.tools import timed_by_tool, tool_of
+from natdeploy.hardware.transports import Transport, connect
 from natdeploy.progress import Progress
 from natdeploy.runtimes import runner
 
 RUNS_NEEDED = {50: 11, 90: 64, 95: 130, 99: 662}
 """Fewest runs from which a percentile says anything: MLPerf Inference's early-stopping rule at confidence 0.99."""
-
-HARNESS = runner.HARNESS
-"""What times where a device has Python. Numbers of different harnesses are never ranked together."""
 
 _QUIET = 5
 """Percentile of slices that stands for the machine at rest: low enough to be at rest, high enough not to be luck."""
@@ -87,40 +86,49 @@ QUICK = MeasureSettings(warmup_s=0.0, warmup_runs=1, min_s=0.0, min_runs=8, refe
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of one model.
+    """What was measured of one model. What the harness does not tell is None.
 
     Attributes:
         id: of the candidate.
-        p50_ms: median wall time of a run, over all processes.
-        p90_ms: 90th percentile; None where there are too few runs.
+        mean_ms: wall time of a run, over all processes.
+        p50_ms: median wall time of a run, over all processes; of a harness that tells no single runs, the median of the processes'
+            medians.
+        p90_ms: 90th percentile; None also where there are too few runs.
         n: timed runs.
         process_p50_ms: median wall time in each process.
         relative: latency in units of the reference's: in each slice the median undisturbed time (wall time less waiting for a
             core) over the reference's right before and after; then the median over all slices of all processes. Steadier than
-            wall time where other processes come and go, for they slow both.
+            wall time where other processes come and go, for they slow both. A vendor's tool counts no waiting and makes one slice a
+            process, and there the ratio is of mean wall times.
         latency_ms: `relative` times the reference's latency: what a run takes while nothing else wants the machine.
         floor_ms: the fastest undisturbed run of a slice, 5th percentile over slices. The steadiest number of all for models so
             short that they find quiet moments on any machine, such as blocks; too lucky for whole networks.
         load_ms: median time to load, over processes.
         first_ms: median time of the first run.
-        unstable: the processes' wall medians differ by more than 3 %.
+        unstable: the processes' wall medians (or means) differ by more than 3 %.
         spread: by how much the processes' `relative` differ, 0.1 is 10 %: what noise the summary could not take out.
-        samples_ms: wall time of every run, one list a process.
+        samples_ms: wall time of every run, one list a process, empty where they are not told.
     """
 
     id: str
-    p50_ms: float
+    mean_ms: float
+    p50_ms: float | None
     p90_ms: float | None
     n: int
-    process_p50_ms: tuple[float, ...]
+    process_p50_ms: tuple[float | None, ...]
     relative: float
     latency_ms: float
     floor_ms: float
-    load_ms: float
-    first_ms: float
+    load_ms: float | None
+    first_ms: float | None
     unstable: bool
     spread: float
     samples_ms: tuple[tuple[float, ...], ...]
+
+    @property
+    def typical_ms(self) -> float:
+        """The median, or the mean where the harness tells no median."""
+        return self.mean_ms if self.p50_ms is None else self.p50_ms
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,7 @@ class MeasureResult:
         failures: why the others did not, by id.
         reference_ms: the reference's latency while nothing else wants the machine: 5th percentile over all its slices of the
             median undisturbed time.
-        environment: what the runner found on the device.
+        environment: what the harness found on the device, and what it is called.
     """
 
     measurements: tuple[Measurement, ...]
@@ -153,6 +161,15 @@ def percentile(samples: Sequence[float], p: int) -> float | None:
 
 def _rank(samples: Sequence[float], p: int) -> float:
     return sorted(samples)[math.ceil(len(samples) * p / 100) - 1]
+
+
+def harness(target: Target) -> str:
+    """What times on a target, in words. Numbers of different harnesses are never ranked together.
+
+    Raises:
+        DeviceError: there is no Python on the device, and no tool for the runtime.
+    """
+    return tool_of(target).HARNESS if timed_by_tool(target.device) else runner.HARNESS
 
 
 def measure(
@@ -177,51 +194,40 @@ def measure(
         keep_going: report candidates that fail in the result instead of raising.
 
     Raises:
-        DeviceError: the device cannot be reached, the runner failed before its first model, or (without keep_going) a model
-            raised, crashed or hung.
+        DeviceError: the device cannot be reached, the harness is not there or failed before its first model, or (without
+            keep_going) a model raised, crashed or hung.
     """
     runtime = get_runtime(target.runtime)
     with connect(target.device) as transport:
         names = _push_models(transport, runtime, [reference, *candidates])
-        code = Path(str(runtime.__file__))
-        transport.push(code, code.name)
-        transport.push(Path(runner.__file__), "runner.py")
-        plan = {
-            "runtime": code.name,
-            "threads": target.threads,
-            "precision": target.precision,
-            "delegate": target.delegate,
-            "seed": seed,
-            "settings": asdict(settings),
-            "reference": _model(reference, names),
-        }
-        models = [_model(candidate, names) for candidate in candidates]
-        records: dict[str, list[dict[str, Any]]] = {candidate.id: [] for candidate in candidates}
+        bench: Bench = (
+            ToolBench(transport, target, settings, seed=seed, reference=reference, names=names)
+            if timed_by_tool(target.device)
+            else RunnerBench(transport, runtime, target, settings, seed=seed, reference=reference, names=names)
+        )
+        rounds: dict[str, list[Round]] = {candidate.id: [] for candidate in candidates}
         failures: dict[str, str] = {}
-        environment: dict[str, Any] = {}
-        steps = len(models) * (settings.slices + 1)
-        with progress.task(f"measuring on {target}", steps * settings.processes, "steps") as advance:
+        steps = bench.steps(len(candidates)) * settings.processes
+        with progress.task(f"measuring on {target}", steps, "steps") as advance:
             for process in range(settings.processes):
                 conditions = settle(transport, target.device, progress)
-                order = np.random.default_rng([seed, process]).permutation(len(models))
-                found: list[dict[str, Any]] | None = None
-                while found is None:
-                    todo = [models[i] for i in order if models[i]["id"] not in failures]
-                    try:
-                        environment, found = _one_process(transport, plan | {"candidates": todo}, settings.silence_s, advance)
-                        environment |= conditions
-                    except _ModelError as broken:
-                        failures[broken.model] = str(broken)
-                        _raise_unless(keep_going, failures, target)
-                failures |= {record["id"]: record["error"] for record in found if "error" in record}
-                _raise_unless(keep_going, failures, target)
-                for record in found:
-                    records[record["id"]].append(record)
-    good = {name: found for name, found in records.items() if name not in failures}
-    parts = [part for found in good.values() for record in found for part in record["slices"]]
-    reference_ms = _rank([part["reference_ms"] for part in parts], _QUIET) if parts else math.nan
+                order = np.random.default_rng([seed, process]).permutation(len(candidates))
+                unanswered = [candidates[i] for i in order if candidates[i].id not in failures]
+                while True:
+                    answers = bench.round(unanswered, advance)
+                    failures |= {name: answer for name, answer in answers.items() if isinstance(answer, str)}
+                    _raise_unless(keep_going, failures, target)
+                    for name, answer in answers.items():
+                        if isinstance(answer, Round):
+                            rounds[name].append(answer)
+                    unanswered = [candidate for candidate in unanswered if candidate.id not in answers]
+                    if not unanswered:
+                        break
+    good = {name: found for name, found in rounds.items() if name not in failures}
+    references = [ms for found in good.values() for each in found for ms in each.references_ms]
+    reference_ms = _rank(references, _QUIET) if references else math.nan
     measurements = tuple(_summary(name, found, reference_ms) for name, found in good.items())
-    return MeasureResult(measurements, failures, reference_ms, environment)
+    return MeasureResult(measurements, failures, reference_ms, {**bench.environment, **conditions})
 
 
 def _raise_unless(keep_going: bool, failures: Mapping[str, str], target: Target) -> None:
@@ -242,79 +248,35 @@ def _push_models(transport: Transport, runtime: Runtime, candidates: Sequence[Ca
     return names
 
 
-def _model(candidate: Candidate, names: Mapping[Path, str]) -> dict[str, Any]:
-    return {"id": candidate.id, "model": names[candidate.model], "shape": candidate.shape}
-
-
-class _ModelError(Exception):
-    """A model hung, or took the whole process down with it."""
-
-    def __init__(self, model: str, why: str) -> None:
-        super().__init__(why)
-        self.model = model
-
-
-def _one_process(
-    transport: Transport, plan: Mapping[str, Any], silence_s: float, advance: Callable[[int], None]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Environment and records of a fresh process. Raises _ModelError where one model is to blame."""
-    running: str | None = None
-    if transport.python is None:
-        raise DeviceError("there is no Python on this device to run the runner; name one as `python` in its file")
-
-    def listen(line: str) -> None:
-        nonlocal running
-        try:
-            running = json.loads(line)["id"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise DeviceError(f"the runner was to say which model it is at, but said {line!r}; does a library print?") from error
-        advance(1)
-
-    with tempfile.TemporaryDirectory() as folder:
-        here = Path(folder)
-        (here / "plan.json").write_text(json.dumps(plan))
-        transport.push(here / "plan.json", "plan.json")
-        try:
-            transport.run([transport.python, "runner.py", "plan.json", "result.jsonl"], silence_s=silence_s, on_line=listen)
-        except TimeoutError as error:
-            if running is None:
-                raise DeviceError(
-                    f"the runner said nothing for {silence_s:g} s before its first model; is the device busy?"
-                ) from error
-            raise _ModelError(running, f"no answer within {silence_s:g} s") from error
-        except ProgramError as error:
-            if running is None:
-                raise
-            raise _ModelError(running, str(error)) from error
-        transport.pull("result.jsonl", here / "result.jsonl")
-        environment, *records = [json.loads(line) for line in (here / "result.jsonl").read_text().splitlines()]
-    return environment, records
-
-
-def _summary(name: str, records: Sequence[Mapping[str, Any]], reference_ms: float) -> Measurement:
-    samples = tuple(tuple(ms for part in record["slices"] for ms in part["wall_ms"]) for record in records)
-    pooled = [ms for process in samples for ms in process]
-    medians = tuple(runner.median(list(process)) for process in samples)
-    slices = [[(_undisturbed(part), part["reference_ms"]) for part in record["slices"]] for record in records]
-    ratios = [[runner.median(times) / beside for times, beside in process] for process in slices]
-    relative = median([ratio for process in ratios for ratio in process])
-    in_process = [median(process) for process in ratios]
+def _summary(name: str, rounds: Sequence[Round], reference_ms: float) -> Measurement:
+    n = sum(each.n for each in rounds)
+    pooled = [ms for each in rounds for ms in each.samples_ms] if all(each.samples_ms for each in rounds) else None
+    medians = _all_told(each.median_ms for each in rounds)
+    p50_ms = runner.median(pooled) if pooled else median(medians) if medians else None
+    centres = medians or [each.mean_ms for each in rounds]
+    relative = median([ratio for each in rounds for ratio in each.ratios])
+    in_process = [median(each.ratios) for each in rounds]
+    loads, firsts = (_all_told(times) for times in ((each.load_ms for each in rounds), (each.first_ms for each in rounds)))
     return Measurement(
         id=name,
-        p50_ms=runner.median(pooled),
-        p90_ms=percentile(pooled, 90),
-        n=len(pooled),
-        process_p50_ms=medians,
+        mean_ms=sum(each.n * each.mean_ms for each in rounds) / n,
+        p50_ms=p50_ms,
+        p90_ms=percentile(pooled, 90) if pooled else None,
+        n=n,
+        process_p50_ms=tuple(each.median_ms for each in rounds),
         relative=relative,
         latency_ms=relative * reference_ms,
-        floor_ms=_rank([min(times) for process in slices for times, _ in process], _QUIET),
-        load_ms=median([record["load_ms"] for record in records]),
-        first_ms=median([record["first_ms"] for record in records]),
-        unstable=max(medians) > (1 + UNSTABLE) * min(medians),
+        floor_ms=_rank([ms for each in rounds for ms in each.floors_ms], _QUIET),
+        load_ms=median(loads) if loads else None,
+        first_ms=median(firsts) if firsts else None,
+        unstable=max(centres) > (1 + UNSTABLE) * min(centres),
         spread=max(in_process) / min(in_process) - 1,
-        samples_ms=samples,
+        samples_ms=tuple(each.samples_ms for each in rounds),
     )
 
 
-def _undisturbed(part: Mapping[str, Sequence[float]]) -> list[float]:
-    return [wall - waited for wall, waited in zip(part["wall_ms"], part["waited_ms"], strict=True)]
+def _all_told(values: Iterable[float | None]) -> list[float] | None:
+    """All values, if none is missing."""
+    listed = list(values)
+    known = [value for value in listed if value is not None]
+    return known if len(known) == len(listed) else None

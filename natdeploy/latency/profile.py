@@ -19,7 +19,7 @@ from natdeploy.errors import DeviceError, DeviceLostError
 from natdeploy.hardware.check import runtime_version
 from natdeploy.hardware.device import Target
 from natdeploy.hardware.farm import Farm
-from natdeploy.hardware.measure import BLOCKS, HARNESS, SUBNETS, Candidate, MeasureResult, MeasureSettings, measure
+from natdeploy.hardware.measure import BLOCKS, SUBNETS, Candidate, MeasureResult, MeasureSettings, harness, measure
 from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.latency.blocks import block_key, input_shape
 from natdeploy.latency.journal import Journal
@@ -47,7 +47,7 @@ _FOUND = (
     "temperature_c",
     "waiting_counted",
 )
-"""What the runner finds on the device and a table's provenance takes over."""
+"""What the harness finds on the device and a table's provenance takes over."""
 
 
 Convert = Callable[[Block | Arch, Path], None]
@@ -278,7 +278,7 @@ def _signature(plan: Plan, target: Target) -> dict[str, Any]:
     return {
         "target": str(target),
         "runtime_version": runtime_version(target.device, target.runtime),
-        "harness": HARNESS,
+        "harness": harness(target),
         "classes": plan.classes,
         "reference": str(plan.reference),
     }

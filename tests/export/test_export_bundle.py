@@ -148,12 +148,15 @@ def test_card_says_the_figures_and_takes_labels_for_text(exported: Path) -> None
 def test_latency_is_recorded_a_target(folder: Path) -> None:
     measured = LATENCY.model_copy(update={"measured_p50_ms": 0.624, "measured_p90_ms": 0.66, "measured_n": 192, "unstable": True})
     other = Latency(target="pi4/onnxruntime-fp32-4t", measured_p50_ms=9.5, measured_n=20)
+    by_tool = Latency(target="pixel4/tflite-fp32-1t", measured_mean_ms=4.25, measured_n=50)
     record_latency(folder, measured)
-    assert record_latency(folder, other).latencies == (measured, other)
-    assert read_bundle(folder).latencies == (measured, other)
+    record_latency(folder, other)
+    assert record_latency(folder, by_tool).latencies == (measured, other, by_tool)
+    assert read_bundle(folder).latencies == (measured, other, by_tool)
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "| p50 0.624 ms, p90 0.660 ms (measured, 192 runs, unstable); 0.610 ms predicted |" in card
     assert "| latency on pi4/onnxruntime-fp32-4t | p50 9.500 ms (measured, 20 runs) |" in card
+    assert "| latency on pixel4/tflite-fp32-1t | mean 4.250 ms (measured, 50 runs) |" in card
 
 
 def test_a_file_that_fails_is_not_handed_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ def load(path, shape, threads, precision, delegate):
 def run(session, inputs):
     if session == "hang": time.sleep(60)
     if session == "crash": os._exit(7)
+    if session == "print": print("hello from a library", flush=True)
     if session == "raise": raise ValueError("no such operator")
     time.sleep(0.001)
 """
@@ -56,7 +57,7 @@ def text_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Ca
     spec.loader.exec_module(runtime)
     monkeypatch.setitem(registry.RUNTIMES, "onnxruntime", runtime)
     found = {}
-    for name in ("reference", "well", "hang", "crash", "raise"):
+    for name in ("reference", "well", "hang", "crash", "raise", "print"):
         (tmp_path / f"{name}.txt").write_text(name)
         found[name] = Candidate(name, tmp_path / f"{name}.txt", (1, 2))
     return found
@@ -125,3 +126,8 @@ def test_a_crashing_model_is_recorded_and_the_others_are_measured(text_models: d
 def test_a_crash_is_a_device_error_where_every_number_is_needed(text_models: dict[str, Candidate]) -> None:
     with pytest.raises(DeviceError, match="ended with code 7"):
         measure([text_models["crash"]], text_models["reference"], parse_target("host"), QUICK, seed=0, progress=Silent())
+
+
+def test_a_library_that_prints_is_named(text_models: dict[str, Candidate]) -> None:
+    with pytest.raises(DeviceError, match="but said 'hello from a library'; does a library print"):
+        measure([text_models["print"]], text_models["reference"], parse_target("host"), QUICK, seed=0, progress=Silent())

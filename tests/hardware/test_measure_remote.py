@@ -35,6 +35,7 @@ def test_a_model_is_measured(way: str, request: pytest.FixtureRequest, model: Ca
     device = request.getfixturevalue(f"{way}_device").model_copy(
         update={
             "python": sys.executable,
+            "harness": "runner",
             "temperature": str(tmp_path / "temp"),
             "settings": (Setting(name="governor", file=str(tmp_path / "governor"), value="performance"),),
         }

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,26 @@ def test_benchmark_on_another_runtime_converts_the_same_nets(
     assert all((net.measured_p50_ms or 0.0) > 0 and net.predicted_ms is None for net in measured)
     assert [net.measured_p50_ms for net in read_nets(folder)] == before, "what was measured elsewhere is not the run's own latency"
     assert any("were converted, to be timed" in line for line in notes.lines)
+
+
+def test_a_tool_that_tells_no_median_leaves_it_open_and_its_means_are_told(
+    finished: SearchConfig, notes: Any, tmp_path: Path, stand_in: Callable[[str, str], str]
+) -> None:
+    pytest.importorskip("ai_edge_litert", reason="pip install ai-edge-litert", exc_type=ImportError)
+    pipeline.export(finished.out)
+    device = tmp_path / "phone.toml"
+    tool = json.dumps(stand_in("benchmark_model", "plain"))
+    device.write_text(
+        'name = "phone"\ndescription = "a phone"\ntransport = "local"\nruntimes = ["tflite"]\nthreads = 1\nharness = "tool"\n'
+        f"[tools]\nbenchmark_model = {tool}\n"
+    )
+    measured = pipeline.benchmark(finished.out, f"{device}/tflite", notes, settings=replace(QUICK, processes=1))
+    assert all(net.measured_p50_ms is None and (net.measured_n or 0) >= 8 for net in measured)
+    (told,) = [line for line in notes.lines if line.startswith("TFLite benchmark_model tells no median; the means are ")]
+    assert all(f"{net.role}-{net.id} " in told for net in measured)
+    recorded = json.loads((finished.out / measured[0].files[0]).with_name("metadata.json").read_text())["latencies"]
+    (mean_ms,) = [each["measured_mean_ms"] for each in recorded if each["target"].startswith("phone/")]
+    assert mean_ms > 0
 
 
 def read_nets(folder: Path) -> list[Any]:
