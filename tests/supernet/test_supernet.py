@@ -14,6 +14,7 @@ from torch import nn
 from natdeploy.errors import UsageError
 from natdeploy.space import Arch, SearchSpace, get_space
 from natdeploy.supernet import Padding, Subnet, Supernet
+from natdeploy.supernet.layers import ElasticConv
 
 MBV2, DEMO = get_space("mbv2"), get_space("demo")
 MBV3 = get_space("mbv3_large").restrict(resolutions=(64,))
@@ -67,6 +68,20 @@ def test_extraction_copies() -> None:
             parameter.zero_()
     assert torch.equal(supernet.stem.conv.weight, before)
     assert not subnet.training and all(parameter.requires_grad for parameter in subnet.parameters())
+
+
+@pytest.mark.parametrize("kernel", [5, 7])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_wide_kernels_train_on_maps_smaller_than_themselves(kernel: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = ElasticConv(4, 4, kernel, depthwise=True, activation=None).double()
+    x = torch.randn(2, 4, size, size, generator=generator, dtype=torch.float64)
+    weight = layer.conv.weight
+    layer(x, 4, kernel).pow(3).sum().backward()
+    expected = torch.nn.functional.conv2d(x, weight, padding=kernel // 2, groups=4)
+    expected = torch.nn.functional.batch_norm(expected, None, None, training=True, eps=layer.norm.eps)
+    (gradient,) = torch.autograd.grad(expected.pow(3).sum(), weight)
+    torch.testing.assert_close(weight.grad, gradient)
 
 
 def tables(network: nn.Module) -> list[Any]:
