@@ -98,6 +98,7 @@ def plan_subnets(space: SearchSpace, fit: int, test: int, rng: np.random.Generat
     order = np.argsort(macs, kind="stable")
     edges = np.linspace(macs[order[0]], macs[order[-1]], fit + test + 1)
     near = np.abs(macs[None, :] - rng.uniform(edges[:-1], edges[1:])[:, None])
+    near[1:-1, order[[0, -1]]] = np.inf  # the first and the last place are theirs
     picks: list[int] = []
     for distance in near:
         distance[picks] = np.inf

@@ -37,6 +37,12 @@ def test_block_plan_holds_every_choice_before_it_repeats_any() -> None:
     assert max(sizes) / min(sizes) >= 1.5
 
 
+def test_no_subnet_is_planned_twice() -> None:
+    space = replace(get_space("ofa_mbv3"), widths=(0.25,), resolutions=(24, 32))
+    fit, test = plan_subnets(space, 14, 24, np.random.default_rng(10))  # a draw in which the smallest came twice
+    assert len({*fit, *test}) == 38
+
+
 def test_block_plan_never_asks_for_more_than_there_is() -> None:
     plan = plan_blocks(DEMO, 10, 10**6, np.random.default_rng(0))
     assert sorted(plan) == sorted(space_blocks(DEMO, 10))
