@@ -180,7 +180,7 @@ class ElasticConv(nn.Module):
             if kernel == 1 and groups == 1:
                 # In channels_last this is one matrix product; its gradients are up to twice as fast as those of the convolution.
                 return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
-            if kernel > 3 and self.depthwise:
+            if kernel > 3 and self.depthwise and x.shape[-1] >= kernel // 2 - 1:  # no strip leaves out more columns than there are
                 return cast(Tensor, _WideDepthwise.apply(x, weight.to(x.dtype)))
         before, after = pads(x.shape[-1], kernel, self.stride, self.padding)
         if before != after:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from natdeploy.space import Arch, Block, Layer, SearchSpace
 from natdeploy.supernet.layers import NORM_EPS, ElasticConv, ElasticMBConv, Padding, activate
-from natdeploy.supernet.subnet import MBConv, Subnet, cropped_block
+from natdeploy.supernet.subnet import Subnet, cropped_block
 
 
 @contextmanager
@@ -142,12 +142,6 @@ class Supernet(nn.Module):
             return cropped_block(block, padding, norm_eps, next(sources))
 
         subnet = Subnet(self.space, arch, self.classes, self.padding, self.norm_eps, build=build)
-        for stage, modules, layers in zip(self.stages, subnet.stages, arch.stages, strict=True):
-            for elastic, module, layer in zip(cast(nn.ModuleList, stage), cast(nn.Sequential, modules), layers, strict=False):
-                depthwise = cast(ElasticMBConv, elastic).depthwise
-                if layer.kernel in depthwise.transformed:
-                    conv = cast(nn.Conv2d, cast(MBConv, module).depthwise.conv)
-                    conv.weight = nn.Parameter(depthwise.weight(len(conv.weight), 1, layer.kernel))  # computed, so not shared
         for module in (subnet, subnet.stages, *subnet.stages):  # blocks are built for evaluation
             module.training = False
         return subnet

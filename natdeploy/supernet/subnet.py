@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from natdeploy.space import Arch, Block, SearchSpace
 from natdeploy.space.blocks import Activation
-from natdeploy.supernet.layers import NORM_EPS, Padding, crop, pads
+from natdeploy.supernet.layers import NORM_EPS, Padding, pads
+from natdeploy.supernet.mould import Mould
 
 
 def build_block(block: Block, padding: Padding = "symmetric", norm_eps: float = NORM_EPS) -> nn.Module:
@@ -125,44 +126,21 @@ BlockBuilder = Callable[[Block, Padding, float], nn.Module]
 
 
 def cropped_block(block: Block, padding: Padding, norm_eps: float, source: nn.Module) -> nn.Module:
-    """As `build_block`, in evaluation mode, with copies of a larger module's weights; their parts are matched by name.
+    """As `build_block`, in evaluation mode, with copies of the weights of the supernet's module. Call it without gradients."""
+    return block_mould(block, padding, norm_eps).cast(source)
 
-    Most of the time of building a module goes into initial values and into torch's own bookkeeping of attributes, so this copies a
-    module that was built once. That makes the extraction of a subnet several times faster.
-    """
-    # Of the size, padding sees only whether it is even; so a block is kept once for all resolutions (40 KB each).
-    return _cropped(_hollow(replace(block, size=2 - block.size % 2), padding, norm_eps), source)
+
+@lru_cache(maxsize=8192)
+def block_mould(block: Block, padding: Padding, norm_eps: float) -> Mould:
+    """The form of a block in evaluation mode."""
+    # Of the size, padding sees only whether it is even; so a form is kept once for all resolutions (40 KB each).
+    return _mould_of_parity(replace(block, size=2 - block.size % 2), padding, norm_eps)
 
 
 @lru_cache(maxsize=512)
-def _hollow(block: Block, padding: Padding, norm_eps: float) -> nn.Module:
-    """A block whose tensors have shapes only."""
+def _mould_of_parity(block: Block, padding: Padding, norm_eps: float) -> Mould:
     with torch.device("meta"):
-        return build_block(block, padding, norm_eps).eval()
-
-
-_TABLES = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict))
-"""Where torch keeps the state of a module; most are empty."""
-
-
-def _cropped(hollow: nn.Module, source: nn.Module | None) -> nn.Module:
-    twin = hollow.__class__.__new__(hollow.__class__)
-    state = twin.__dict__
-    state.update(hollow.__dict__)
-    for name in _TABLES:  # the twin's own
-        table = state[name]
-        state[name] = table.copy() if table else type(table)()
-    if source is not None:
-        parameters, buffers, theirs = state["_parameters"], state["_buffers"], {**source._parameters, **source._buffers}
-        for name, shaped in parameters.items():
-            if shaped is not None:
-                parameters[name] = nn.Parameter(crop(cast(Tensor, theirs[name]), shaped.shape).clone())
-        for name, shaped in buffers.items():
-            if shaped is not None:
-                buffers[name] = crop(cast(Tensor, theirs[name]), shaped.shape).clone()
-    parts = {} if source is None else source._modules
-    state["_modules"] = {name: child and _cropped(child, parts.get(name)) for name, child in hollow._modules.items()}
-    return twin
+        return Mould.of(build_block(block, padding, norm_eps).eval())
 
 
 class Subnet(nn.Module):

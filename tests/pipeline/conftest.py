@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from natdeploy.pipeline.profile import table_folder
 from natdeploy.progress import Silent
 from natdeploy.runtimes import ort
 from natdeploy.search import NatSettings
-from natdeploy.space import cost, get_space
+from natdeploy.space import SearchSpace, cost, get_space
 from natdeploy.space.catalog import plain_arch
 from natdeploy.supernet import Subnet, write_seed
 from natdeploy.training.adapt import AdaptSettings
@@ -71,9 +72,21 @@ def seed_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a table that says it was measured here, whose latencies are one millisecond for 5 million MACs."""
+    """A folder with a table of the demo space."""
     folder = tmp_path_factory.mktemp("tables")
-    space, target = get_space("demo"), parse_target("host")
+    _write_table(folder, get_space("demo"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made_up_table() -> Callable[[Path, SearchSpace], None]:
+    """What writes a table of a space into a folder of tables."""
+    return _write_table
+
+
+def _write_table(folder: Path, space: SearchSpace) -> None:
+    """A table that says it was measured here, whose latencies are one millisecond for 5 million MACs."""
+    target = parse_target("host")
     plan = make_plan(space, CLASSES, blocks=60, least=60, fit=14, test=24, seed=0)
 
     def timing(macs: float) -> Timing:
@@ -90,7 +103,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
         precision="fp32",
         threads=1,
         batch=1,
-        space="demo",
+        space=space.name,
         classes=CLASSES,
         reference=str(plan.reference),
         reference_ms=1.0,
@@ -104,7 +117,6 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     blocks = tuple(BlockRow(block, timing(block.macs)) for block in plan.blocks)
     write_table(table_folder(folder, target, space), target.slug, Table(blocks, subnets, provenance))
-    return folder
 
 
 @pytest.fixture

@@ -21,16 +21,19 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import torchvision
+from safetensors.torch import save_file
 
 from natdeploy import pipeline
 from natdeploy.errors import DamagedFileError, DataError, InfeasibleError, UsageError, WeightsError
 from natdeploy.hardware.measure import QUICK
 from natdeploy.pipeline import SearchConfig
 from natdeploy.pipeline.evaluate import ranking_error, ranking_noise
-from natdeploy.space import Arch, get_space, space_toml
+from natdeploy.pipeline.setting import read_for
+from natdeploy.space import Arch, SearchSpace, get_space, space_toml
 from natdeploy.space.catalog import plain_arch
 from natdeploy.store import Evaluation, RunStore
-from natdeploy.supernet import Subnet, write_seed
+from natdeploy.supernet import Subnet, read_seed, write_seed
 
 
 def outcome(folder: Path) -> dict[str, object]:
@@ -178,6 +181,57 @@ def test_a_tool_that_tells_no_median_leaves_it_open_and_its_means_are_told(
     assert mean_ms > 0
 
 
+def seed_of(space: str, folder: Path, request: pytest.FixtureRequest) -> Path:
+    """Weights a search in the space can begin with: random ones of a small network, torchvision's form, or a golden supernet."""
+    if space == "ofa_mbv3":
+        return Path(request.getfixturevalue("shared")) / "ofa_golden" / "ofa_mbv3_w0.25_newkeys.pth"
+    path, stated = folder / "seed.safetensors", {"input": "ImageNet mean and std", "padding": "symmetric"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if space == "mbv2":
+            write_seed(Subnet(get_space("mbv2"), plain_arch(64, 0.35, (1, 2, 3, 4, 3, 3, 1)), 3), path, stated)
+        else:
+            save_file(torchvision.models.mobilenet_v3_large(weights=None, num_classes=3).state_dict(), path, stated)
+    return path
+
+
+@pytest.mark.parametrize("name", ["mbv2", "mbv3_large", "ofa_mbv3"])
+def test_search_report_export_in_the_spaces_of_real_networks(
+    name: str, digits: Path, made_up_table: Callable[[Path, SearchSpace], None], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """At resolutions that make it a matter of seconds; everything else is the space as it ships."""
+    seed, small = seed_of(name, tmp_path, request), tmp_path / "small.toml"
+    width = read_seed(seed).arch.width
+    small.write_text(space_toml(replace(get_space(name), name="small", resolutions=(24, 32), widths=(width,))))
+    _, space = read_for(seed, get_space(str(small)))
+    made_up_table(tmp_path / "tables", space)
+    config = SearchConfig(
+        data=digits,
+        out=tmp_path / "run",
+        space=str(small),
+        seed_weights=seed,
+        flip=False,
+        tables=tmp_path / "tables",
+        nat={"initial": 10, "rounds": 1, "infill": 2, "parents": 2, "population": 10, "generations": 2},
+        adapt={"train": {"batch_size": 4}},
+    )
+    pipeline.search(config)
+    result = pipeline.report(config.out)
+    assert str(space.name) in result.page.read_text()
+    (net,) = pipeline.export(config.out)
+    assert net.runtime_accuracy == net.test_accuracy
+    arch = Arch.parse(net.arch)
+    space.validate(arch)
+    with RunStore.open(config.out) as store:
+        subnet = pipeline.load_subnet(store, arch)
+    x = torch.randn(1, 3, arch.resolution, arch.resolution, generator=torch.Generator().manual_seed(0))
+    (logits,) = onnxruntime.InferenceSession(config.out / net.files[0]).run(None, {"input": x.numpy()})
+    expected = subnet(x).detach().numpy()
+    limit = 1e-4 * np.abs(expected).max()  # the golden supernet's logits are hundreds
+    np.testing.assert_allclose(logits, expected, atol=limit, rtol=0)
+    assert net.parity is not None
+
+
 def read_nets(folder: Path) -> list[Any]:
     with RunStore.open(folder) as store:
         return list(store.nets())
@@ -285,8 +339,6 @@ def test_corrupt_image_is_named_and_counted_or_refused(config: SearchConfig, tmp
 
 
 def test_seed_of_another_network_is_refused(config: SearchConfig, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     save_file({"layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)}, tmp_path / "resnet.safetensors")
     with pytest.raises(WeightsError, match="layer1"):
         pipeline.plan(config.model_copy(update={"seed_weights": tmp_path / "resnet.safetensors"}))

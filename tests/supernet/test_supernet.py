@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from natdeploy.errors import UsageError
 from natdeploy.space import Arch, SearchSpace, get_space
-from natdeploy.supernet import Padding, Supernet
+from natdeploy.supernet import Padding, Subnet, Supernet
+from natdeploy.supernet.layers import ElasticConv
 
 MBV2, DEMO = get_space("mbv2"), get_space("demo")
+MBV3 = get_space("mbv3_large").restrict(resolutions=(64,))
+"""It has every kind of part: squeeze-and-excitation, a mixing layer, three activations."""
 
 
 def random_supernet(space: SearchSpace, padding: Padding = "symmetric", classes: int = 7, **kwargs: float) -> Supernet:
@@ -62,6 +68,91 @@ def test_extraction_copies() -> None:
             parameter.zero_()
     assert torch.equal(supernet.stem.conv.weight, before)
     assert not subnet.training and all(parameter.requires_grad for parameter in subnet.parameters())
+
+
+@pytest.mark.parametrize("kernel", [5, 7])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_wide_kernels_train_on_maps_smaller_than_themselves(kernel: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = ElasticConv(4, 4, kernel, depthwise=True, activation=None).double()
+    x = torch.randn(2, 4, size, size, generator=generator, dtype=torch.float64)
+    weight = layer.conv.weight
+    layer(x, 4, kernel).pow(3).sum().backward()
+    expected = torch.nn.functional.conv2d(x, weight, padding=kernel // 2, groups=4)
+    expected = torch.nn.functional.batch_norm(expected, None, None, training=True, eps=layer.norm.eps)
+    (gradient,) = torch.autograd.grad(expected.pow(3).sum(), weight)
+    torch.testing.assert_close(weight.grad, gradient)
+
+
+def tables(network: nn.Module) -> list[Any]:
+    """Everything in the modules of a network that can be changed in place, tensors apart."""
+    return [value for module in network.modules() for value in vars(module).values() if isinstance(value, dict | set)]
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+def test_extracted_modules_are_those_that_torch_constructs(padding: Padding) -> None:
+    (arch,) = sample(MBV3, 1)
+    extracted = random_supernet(MBV3, padding).extract(arch)
+    constructed = Subnet(extracted.space, arch, 7, padding).eval()
+    assert str(extracted) == str(constructed)
+    for (name, one), (other_name, other) in zip(extracted.named_modules(), constructed.named_modules(), strict=True):
+        assert (name, type(one), set(vars(one))) == (other_name, type(other), set(vars(other)))
+        for key, value in vars(other).items():
+            mine = vars(one)[key]
+            assert type(mine) is type(value), (name, key)
+            assert list(mine) == list(value) if isinstance(value, dict | set) else mine == value, (name, key)
+    for (name, tensor), (other_name, expected) in zip(
+        extracted.state_dict(keep_vars=True).items(), constructed.state_dict(keep_vars=True).items(), strict=True
+    ):
+        assert (name, type(tensor), tensor.shape, tensor.dtype) == (other_name, type(expected), expected.shape, expected.dtype)
+        assert tensor.requires_grad == expected.requires_grad and tensor.is_leaf
+
+
+def test_extracted_networks_share_nothing_that_can_change() -> None:
+    supernet = random_supernet(MBV3)
+    largest = MBV3.decode(MBV3.upper)  # nothing is cropped
+    networks = [supernet, supernet.extract(largest), supernet.extract(largest)]
+    storages = [tensor.untyped_storage().data_ptr() for network in networks for tensor in network.state_dict().values()]
+    assert len(storages) == len(set(storages))
+    ids = [id(table) for network in networks for table in tables(network)]
+    assert len(ids) == len(set(ids))
+
+
+def test_extracted_network_is_an_ordinary_module() -> None:
+    (arch,) = sample(DEMO, 1)
+    subnet = random_supernet(DEMO).extract(arch)
+    x = torch.randn(2, 3, arch.resolution, arch.resolution, generator=torch.Generator().manual_seed(0))
+    expected, order = subnet(x), []
+    twin = copy.deepcopy(subnet)
+    subnet.head.register_forward_hook(lambda *_: order.append("second"))
+    subnet.head.register_forward_hook(lambda *_: order.append("first"), prepend=True)
+    optimizer = torch.optim.SGD(subnet.parameters(), lr=0.1)
+    subnet.train()(x).square().sum().backward()
+    assert order == ["first", "second"]
+    assert all(parameter.grad is not None for parameter in subnet.parameters())
+    optimizer.step()
+    assert not torch.equal(subnet.eval()(x), expected)
+    assert torch.equal(twin(x), expected)
+
+
+def test_extraction_keeps_the_memory_format() -> None:
+    supernet = random_supernet(MBV3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for arch in (*sample(MBV3, 2), MBV3.decode(MBV3.upper)):
+        weights = [tensor for tensor in supernet.extract(arch).parameters() if tensor.dim() == 4]
+        assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device here; run this on a machine with one")
+def test_extraction_on_cuda_is_that_on_the_cpu() -> None:
+    supernet = random_supernet(MBV3)
+    archs = sample(MBV3, 2)
+    expected = [supernet.extract(arch).state_dict() for arch in archs]
+    supernet.to("cuda")
+    for arch, state in zip(archs, expected, strict=True):
+        subnet = supernet.extract(arch)
+        for name, tensor in subnet.state_dict().items():
+            assert tensor.is_cuda and torch.equal(tensor.cpu(), state[name]), name
+        assert all(isinstance(parameter, nn.Parameter) and parameter.requires_grad for parameter in subnet.parameters())
 
 
 def test_extraction_refuses_another_space_and_width() -> None:
