@@ -61,7 +61,7 @@ def main() -> None:
     print(
         f"{target}, {space.name}: {result.rows} blocks, {fit} nets to learn from and {test} to judge by, measured in "
         f"{result.measuring_s / 60:.1f} min, converted in {result.converting_s / 60:.1f} min; "
-        f"the reference drifted by {result.drift:.0%}"
+        f"the reference drifted by {max(result.drifts.values()):.0%}"
     )
     print(f"its own nets to judge by: {quality_text(result.quality)}", flush=True)
     classes = table.provenance.classes or 0

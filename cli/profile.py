@@ -88,9 +88,10 @@ def profile(
 
 
 def _show(result: ProfileResult) -> None:
+    drifts = [f"{drift:.0%}" + (f" on {device}" if len(result.drifts) > 1 else "") for device, drift in result.drifts.items()]
     typer.echo(
         f"{result.rows} blocks and {result.subnets} nets, measured in {duration(result.measuring_s)} "
-        f"and converted in {duration(result.converting_s)}; the reference net drifted by {result.drift:.0%}"
+        f"and converted in {duration(result.converting_s)}; the reference net drifted by {', '.join(drifts)}"
     )
     for name, reason in result.failures.items():
         typer.echo(f"not measured: {name}: {reason}")

@@ -40,13 +40,16 @@ class Journal:
         self.failures: dict[str, str] = {}
         self.chunks: list[dict[str, Any]] = []
         self._rows: dict[str, list[dict[str, Any]]] = {}
+        only = signature["target"].partition("/")[0]  # what measured before several devices could
         # A kill in the midst of writing leaves a last line without its end; that chunk is measured again.
         text = path.read_text() if path.exists() else ""
         first, *lines = text[: text.rfind("\n") + 1].splitlines() or [json.dumps(signature)]
         try:
             begun = json.loads(first)
             for line in lines:
-                self._take(json.loads(line))
+                chunk = json.loads(line)
+                chunk.setdefault("device", only)
+                self._take(chunk)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedFileError(f"{path} is damaged; remove it to measure again") from error
         if begun != signature:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -55,7 +56,7 @@ class ProfileResult:
         failures: reason by block or architecture, of what could not be measured.
         measuring_s: that the device was busy, in all.
         converting_s: that this machine wrote model files, in all.
-        drift: by how much the reference's latency changed meanwhile, 0.1 is 10 %.
+        drifts: by how much the reference's latency changed meanwhile on each device, 0.1 is 10 %.
     """
 
     folder: Path
@@ -66,7 +67,7 @@ class ProfileResult:
     failures: dict[str, str]
     measuring_s: float
     converting_s: float
-    drift: float
+    drifts: Mapping[str, float]
 
 
 def tables_folder(tables: Path | None) -> Path:
@@ -277,5 +278,5 @@ def profile(
         failures=dict(table.failures),
         measuring_s=journal.measuring_s,
         converting_s=journal.converting_s,
-        drift=journal.drift,
+        drifts=dict(journal.drifts),
     )

@@ -131,7 +131,7 @@ def test_profile_says_how_well_it_predicts(monkeypatch: pytest.MonkeyPatch, tmp_
         failures={"mbconv-8x16-m96-o24-k3-s2": "no answer within 300 s"},
         measuring_s=200.0,
         converting_s=20.0,
-        drift=0.04,
+        drifts={"host": 0.04},
     )
     asked: dict[str, Any] = {}
 

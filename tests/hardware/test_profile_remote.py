@@ -143,3 +143,26 @@ def test_a_board_of_two_dies_in_the_middle_and_the_table_is_complete(
     assert {chunk["device"] for chunk in chunks} == {sshd.address, "second"}
     rows = [row["id"] for chunk in chunks for row in chunk["rows"]]
     assert len(rows) == len(set(rows)), "nothing is measured twice"
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("board", [("adb", "tflite", "benchmark_model"), ("ssh", "tensorrt", "trtexec")], ids=["phone", "jetson"])
+def test_a_device_without_python_is_profiled_by_a_vendors_tool(
+    board: tuple[str, str, str], stand_in: Callable[[str, str], str], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    way, runtime, tool = board
+    program = stand_in(tool, "plain" if tool == "benchmark_model" else "10.3.0")
+    lines = ['name = "board"', 'description = "a board"', f'transport = "{way}"', 'python = ""', f'runtimes = ["{runtime}"]']
+    if way == "adb":
+        lines += [f'addresses = ["{request.getfixturevalue("adbd").serial}"]', f'folder = "{tmp_path}"']
+    else:
+        server: real_sshd.Sshd = request.getfixturevalue("sshd")
+        lines += [f'addresses = ["{server.address}"]', f'ssh_config = "{server.config}"']
+    file = tmp_path / "board.toml"
+    file.write_text("\n".join([*lines, "threads = 1", "[tools]", f"{tool} = {json.dumps(program)}", ""]))
+    result = pipeline.profile(str(file), space="demo", tables=tmp_path / "tables", budget_minutes=0.5)
+    assert result.failures == {}
+    table = read_table(result.folder, result.slug)
+    assert table.provenance.harness == {"benchmark_model": "TFLite benchmark_model", "trtexec": "trtexec"}[tool]
+    assert (len(table.subnets), result.quality.n) == (10, 4)
+    assert {row.timing.p50_ms is None for row in table.subnets} == {tool == "benchmark_model"}

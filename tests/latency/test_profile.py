@@ -190,6 +190,18 @@ def test_another_measurement_or_a_damaged_journal_is_refused(plan: Plan, tmp_pat
         measure(replace(plan, classes=5), path, Converter())
 
 
+def test_a_journal_of_before_several_devices_goes_on(plan: Plan, tmp_path: Path, calm: None) -> None:
+    path = tmp_path / "journal.jsonl"
+    table, _ = measure(plan, path, Converter())
+    first, *lines = path.read_text().splitlines()
+    chunks = [json.loads(line) for line in lines]
+    assert {chunk.pop("device") for chunk in chunks} == {"host"}
+    path.write_text("\n".join([first, *map(json.dumps, chunks)]) + "\n")
+    again, kept = measure(plan, path, Converter())
+    assert again == table
+    assert list(kept.drifts) == ["host"]
+
+
 def test_a_device_that_changed_meanwhile_is_refused(plan: Plan, tmp_path: Path, calm: None) -> None:
     path = tmp_path / "journal.jsonl"
     measure(plan, path, Converter(), budget_s=0.0)
