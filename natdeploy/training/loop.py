@@ -25,8 +25,8 @@ class TrainSettings(BaseModel):
         clip: largest norm of the gradient.
         average: decay of the exponential moving average of the weights, which is what is evaluated and exported.
         batch_size: images a step.
-        autocast: computes in bfloat16 where torch finds it safe; weights stay fp32. Meant for GPUs and processors with bfloat16
-            units; half as fast on others (docs/benchmarks.md).
+        autocast: computes in bfloat16 where torch finds it safe; weights stay fp32. Meant for GPUs; slower on the processors
+            that it was measured on, with and without bfloat16 units (docs/benchmarks.md).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -48,8 +48,17 @@ def test_waiting_is_zero_where_the_system_does_not_count_it(tmp_path: Path, monk
     assert runner._Waited()() == 3.0
 
 
-def test_runs_as_a_program_and_times_what_it_says(tmp_path: Path) -> None:
-    (tmp_path / "sleeper.py").write_text(SLEEPER)
+JUMPING = """
+import itertools, time
+jumps = itertools.count()
+time.time = lambda: -1e9 * next(jumps)
+"""
+"""A device whose clock is set while it measures, by its network or by hand."""
+
+
+@pytest.mark.parametrize("clock", ["", JUMPING], ids=["steady", "jumping"])
+def test_runs_as_a_program_and_times_what_it_says(clock: str, tmp_path: Path) -> None:
+    (tmp_path / "sleeper.py").write_text(clock + SLEEPER)
     for name, seconds in (("reference", 0.002), ("one", 0.004), ("bad", -1.0)):
         (tmp_path / name).write_text(str(seconds))
     settings = {"warmup_s": 0.0, "warmup_runs": 2, "min_s": 0.0, "min_runs": 9, "reference_s": 0.0, "slices": 2}
