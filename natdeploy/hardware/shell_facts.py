@@ -13,6 +13,8 @@ say() { if [ -n "$2" ]; then printf '%s\t%s\n' "$1" "$2"; fi; }
 first() { if [ -r "$1" ]; then head -n 1 "$1" 2>/dev/null; fi; }
 field() { sed -n "s/^$2[^:]*:[[:space:]]*//p" "$1" 2>/dev/null | head -n 1; }
 cpu=$(field /proc/cpuinfo 'model name')
+family=$(field /proc/cpuinfo 'cpu family')
+if [ -n "$cpu" ] && [ -n "$family" ]; then cpu="$cpu, family $family model $(field /proc/cpuinfo model)"; fi
 [ -n "$cpu" ] || cpu=$(field /proc/cpuinfo Hardware)
 [ -n "$cpu" ] || cpu=$(getprop ro.soc.model 2>/dev/null)
 [ -n "$cpu" ] || cpu=$(uname -m)

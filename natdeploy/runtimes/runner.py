@@ -71,6 +71,14 @@ def _field(path: str, name: str) -> str | None:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name) and ":" in line), None)
 
 
+def _processor() -> str:
+    name = _field("/proc/cpuinfo", "model name")
+    family, model = _field("/proc/cpuinfo", "cpu family"), _field("/proc/cpuinfo", "model\t")
+    if name and family and model:  # hypervisors shorten names until generations look alike
+        return f"{name}, family {family} model {model}"
+    return name or platform.processor() or platform.machine()
+
+
 def environment() -> dict[str, Any]:
     """What about this machine decides how fast it runs; None where it cannot be read."""
     import numpy as np
@@ -79,7 +87,7 @@ def environment() -> dict[str, Any]:
     memory = _field("/proc/meminfo", "MemTotal")
     return {
         "harness": HARNESS,
-        "cpu": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cpu": _processor(),
         "cores": os.cpu_count(),
         "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
