@@ -26,8 +26,9 @@ from statistics import mean, median
 import numpy as np
 import torch
 
+from natdeploy.hardware.bench import SUBNETS, Candidate
 from natdeploy.hardware.device import parse_target
-from natdeploy.hardware.measure import SUBNETS, Candidate, measure
+from natdeploy.hardware.measure import measure
 from natdeploy.hardware.runtimes import RUNTIMES, get_runtime
 from natdeploy.latency.plan import plan_subnets
 from natdeploy.progress import Silent

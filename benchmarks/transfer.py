@@ -28,8 +28,9 @@ from rich.table import Table
 from natdeploy import pipeline
 from natdeploy.errors import NatdeployError
 from natdeploy.export import export_onnx, runtime_accuracy
+from natdeploy.hardware.bench import NETS, Candidate
 from natdeploy.hardware.device import parse_target
-from natdeploy.hardware.measure import NETS, Candidate, measure
+from natdeploy.hardware.measure import measure
 from natdeploy.pipeline.evaluate import BATCH
 from natdeploy.pipeline.setting import Setting, prepare
 from natdeploy.space import Arch

@@ -20,8 +20,9 @@ import torch
 
 from natdeploy import pipeline
 from natdeploy.files import write_atomic
+from natdeploy.hardware.bench import SUBNETS, Candidate
 from natdeploy.hardware.device import parse_target
-from natdeploy.hardware.measure import SUBNETS, Candidate, measure
+from natdeploy.hardware.measure import measure
 from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.latency.plan import plan_subnets, reference_arch
 from natdeploy.latency.predictor import LatencyPredictor, judge, quality_text

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from natdeploy.errors import DeviceError
+from natdeploy.hardware.bench import Bench, Candidate, MeasureSettings, Round
 from natdeploy.hardware.conditions import settle
 from natdeploy.hardware.device import Target
-from natdeploy.hardware.rounds import Bench, Round
 from natdeploy.hardware.runner_bench import RunnerBench
 from natdeploy.hardware.runtimes import Runtime, get_runtime
 from natdeploy.hardware.tool_bench import ToolBench
@@ -35,53 +35,6 @@ _QUIET = 5
 
 UNSTABLE = 0.03
 """Processes whose medians differ by more than this do not agree."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model file to be timed, and the shape of its one input, batch included. Several may share a file of dynamic size."""
-
-    id: str
-    model: Path
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class MeasureSettings:
-    """How long to measure each model, in each process.
-
-    Attributes:
-        warmup_s: untimed, at least.
-        warmup_runs: untimed, at least.
-        min_s: timed, at least.
-        min_runs: timed, at least.
-        reference_s: time of the reference beside each model.
-        slices: parts the timing is cut into, each between two parts of the reference's.
-        processes: fresh ones.
-        silence_s: a model that takes longer to load or to run hangs; building an engine takes minutes.
-    """
-
-    warmup_s: float
-    warmup_runs: int
-    min_s: float
-    min_runs: int
-    reference_s: float
-    slices: int
-    processes: int = 3
-    silence_s: float = 300.0
-
-
-NETS = MeasureSettings(warmup_s=1.0, warmup_runs=50, min_s=1.0, min_runs=64, reference_s=0.5, slices=20)
-"""For a number that leaves the product: 192 runs and more, enough for p50, p90 and p95."""
-
-SUBNETS = MeasureSettings(warmup_s=0.05, warmup_runs=3, min_s=0.2, min_runs=16, reference_s=0.1, slices=8, processes=4)
-"""For whole nets of a latency table. Another process says more than more runs in the same one."""
-
-BLOCKS = MeasureSettings(warmup_s=0.03, warmup_runs=5, min_s=0.1, min_runs=24, reference_s=0.06, slices=8)
-"""For blocks of a latency table, of which there are many."""
-
-QUICK = MeasureSettings(warmup_s=0.0, warmup_runs=1, min_s=0.0, min_runs=8, reference_s=0.0, slices=2, processes=2)
-"""For trying out whether everything works; its numbers mean little."""
 
 
 @dataclass(frozen=True)

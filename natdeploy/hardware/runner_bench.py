@@ -7,17 +7,14 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from natdeploy.errors import DeviceError
+from natdeploy.hardware.bench import Candidate, MeasureSettings, Round
 from natdeploy.hardware.device import Target
-from natdeploy.hardware.rounds import Round
 from natdeploy.hardware.runtimes import Runtime
 from natdeploy.hardware.transports import ProgramError, Transport
 from natdeploy.runtimes import runner
-
-if TYPE_CHECKING:
-    from natdeploy.hardware.measure import Candidate, MeasureSettings
 
 
 class RunnerBench:

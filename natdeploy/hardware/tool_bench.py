@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from natdeploy.errors import DeviceError
+from natdeploy.hardware.bench import Candidate, MeasureSettings, Round
 from natdeploy.hardware.device import Target
-from natdeploy.hardware.rounds import Round
 from natdeploy.hardware.shell_facts import shell_facts
 from natdeploy.hardware.tools import Job, Timings, UnreadableError, find, tool_of
 from natdeploy.hardware.transports import ProgramError, Transport
-
-if TYPE_CHECKING:
-    from natdeploy.hardware.measure import Candidate, MeasureSettings
 
 
 class ToolBench:

@@ -16,10 +16,11 @@ import numpy as np
 
 from natdeploy._version import __version__
 from natdeploy.errors import DeviceError, DeviceLostError
+from natdeploy.hardware.bench import BLOCKS, SUBNETS, Candidate, MeasureSettings
 from natdeploy.hardware.check import runtime_version
 from natdeploy.hardware.device import Target
 from natdeploy.hardware.farm import Farm
-from natdeploy.hardware.measure import BLOCKS, SUBNETS, Candidate, MeasureResult, MeasureSettings, harness, measure
+from natdeploy.hardware.measure import MeasureResult, harness, measure
 from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.latency.blocks import block_key, input_shape
 from natdeploy.latency.journal import Journal

@@ -19,8 +19,9 @@ import torch
 from natdeploy._version import __version__
 from natdeploy.errors import UsageError
 from natdeploy.export import Description, Latency, Preprocessing, record_latency, write_bundle
+from natdeploy.hardware.bench import NETS, Candidate, MeasureSettings
 from natdeploy.hardware.device import Target
-from natdeploy.hardware.measure import NETS, Candidate, MeasureSettings, measure
+from natdeploy.hardware.measure import measure
 from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.latency.predictor import Quality
 from natdeploy.logs import log_to

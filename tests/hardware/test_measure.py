@@ -12,8 +12,9 @@ from torch import nn
 
 from natdeploy.errors import DeviceError
 from natdeploy.hardware import runtimes as registry
+from natdeploy.hardware.bench import NETS, QUICK, Candidate, MeasureSettings
 from natdeploy.hardware.device import parse_target
-from natdeploy.hardware.measure import NETS, QUICK, RUNS_NEEDED, Candidate, MeasureSettings, measure, percentile
+from natdeploy.hardware.measure import RUNS_NEEDED, measure, percentile
 from natdeploy.progress import Silent
 from natdeploy.runtimes import ort
 

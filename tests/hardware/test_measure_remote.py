@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from natdeploy.errors import DeviceError
+from natdeploy.hardware.bench import QUICK, Candidate
 from natdeploy.hardware.device import Device, Setting, Target
-from natdeploy.hardware.measure import QUICK, Candidate, MeasureResult, measure
+from natdeploy.hardware.measure import MeasureResult, measure
 from natdeploy.progress import Silent
 from natdeploy.runtimes import ort
 

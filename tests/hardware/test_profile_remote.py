@@ -23,8 +23,9 @@ import sshd as real_sshd
 
 from natdeploy import pipeline
 from natdeploy.hardware import farm
+from natdeploy.hardware.bench import QUICK
 from natdeploy.hardware.device import Target
-from natdeploy.hardware.measure import QUICK, MeasureResult, measure
+from natdeploy.hardware.measure import MeasureResult, measure
 from natdeploy.latency import journal, profile
 from natdeploy.latency.table import read_table
 from natdeploy.progress import Silent

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from natdeploy.errors import DeviceError
+from natdeploy.hardware.bench import QUICK, Candidate, MeasureSettings
 from natdeploy.hardware.device import Device, Target, load_device
-from natdeploy.hardware.measure import QUICK, Candidate, MeasureSettings, harness, measure
+from natdeploy.hardware.measure import harness, measure
 from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.hardware.tools import TOOLS, Job, Timings, UnreadableError, benchmark_model, find, tool_of
 from natdeploy.hardware.tools.tool import positive

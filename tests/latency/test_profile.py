@@ -20,8 +20,9 @@ import torch
 
 from natdeploy.errors import DamagedFileError, DeviceError, DeviceLostError
 from natdeploy.hardware import farm
+from natdeploy.hardware.bench import QUICK
 from natdeploy.hardware.device import Target, parse_target
-from natdeploy.hardware.measure import QUICK, MeasureResult
+from natdeploy.hardware.measure import MeasureResult
 from natdeploy.hardware.measure import measure as measure_on_device
 from natdeploy.latency import journal, profile
 from natdeploy.latency.blocks import block_key, input_shape

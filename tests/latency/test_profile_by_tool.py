@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from natdeploy.errors import DeviceError
+from natdeploy.hardware.bench import QUICK
 from natdeploy.hardware.device import Target, load_device
-from natdeploy.hardware.measure import QUICK
 from natdeploy.latency import profile
 from natdeploy.latency.blocks import block_key, input_shape
 from natdeploy.latency.compare import mixture

@@ -14,8 +14,8 @@ import pytest
 
 from natdeploy import pipeline
 from natdeploy.errors import UsageError
+from natdeploy.hardware.bench import QUICK
 from natdeploy.hardware.device import parse_target
-from natdeploy.hardware.measure import QUICK
 from natdeploy.latency.predictor import LatencyPredictor
 from natdeploy.latency.table import read_table
 from natdeploy.pipeline.profile import find_table, table_folder

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from natdeploy import pipeline
 from natdeploy.errors import DamagedFileError, DataError, InfeasibleError, UsageError, WeightsError
-from natdeploy.hardware.measure import QUICK
+from natdeploy.hardware.bench import QUICK
 from natdeploy.pipeline import SearchConfig
 from natdeploy.pipeline.evaluate import ranking_error, ranking_noise
 from natdeploy.pipeline.setting import read_for
