@@ -30,11 +30,15 @@ def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if not adbd_stand_in.installed():
         pytest.skip(adbd_stand_in.MISSING)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANDROID_ADB_SERVER_PORT", str(real_sshd.free_port()))
         patch.setenv("ADB_LOCAL_TRANSPORT_MAX_PORT", "5554")  # no search for emulators
         patch.setenv("HOME", str(tmp_path_factory.mktemp("adb")))  # where its keys lie
         patch.delenv("ANDROID_SERIAL", raising=False)
-        subprocess.run(["adb", "start-server"], check=True, capture_output=True)
+        for _ in range(3):  # a port that was free a moment ago may be taken by now
+            patch.setenv("ANDROID_ADB_SERVER_PORT", str(real_sshd.free_port()))
+            started = subprocess.run(["adb", "start-server"], check=False, capture_output=True, text=True)
+            if started.returncode == 0:
+                break
+        assert started.returncode == 0, started.stderr
         yield
         subprocess.run(["adb", "kill-server"], check=True, capture_output=True)
 

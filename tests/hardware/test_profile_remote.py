@@ -48,7 +48,9 @@ def environment() -> MakeEnvironment:
             venv.create(folder, with_pip=True, clear=True)
             done = subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=False, capture_output=True, text=True)
             if done.returncode != 0:
-                pytest.skip(f"the device's packages cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+                pytest.skip(
+                    f"pip cannot install {', '.join(packages)} here, which takes a package index: {done.stderr[-200:].strip()}"
+                )
             (folder / "complete").touch()
         return python
 

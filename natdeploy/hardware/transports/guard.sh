@@ -68,7 +68,7 @@ put_back() {
 end() {
   mv "$1" "$1.end" || return 0
   for pid in $(ls "$1.end/pids"); do
-    [ "$2" = ours ] || [ "/proc/$pid/cwd" -ef "$1.end/work" ] || continue
+    [ "$2" = ours ] || [ "/proc/$pid/cwd" -ef "$1.end/files" ] || continue
     kill -9 "-$pid" || kill -9 "$pid"
   done 2>/dev/null
 }
@@ -77,7 +77,7 @@ printf '\n'
 for _ in 1 2 3; do # another session may just remove the empty folder
   mkdir -m 755 "$home" 2>/dev/null
   [ -d "$home" ] && [ ! -h "$home" ] && [ -O "$home" ] || continue
-  error=$(mkdir -m 700 "$session" "$session/work" "$session/pids" 2>&1) && break
+  error=$(mkdir -m 700 "$session" "$session/files" "$session/pids" 2>&1) && break
 done
 [ -d "$session/pids" ] || fail "${error:-$(mkdir "$home" 2>&1)}"
 

@@ -50,7 +50,7 @@ _GRACE_S = 5
 _FRAME = r"""
 mark=$1 session=$2 boot=$3
 shift 3
-if [ -d "$session/work" ]; then
+if [ -d "$session/files" ]; then
   printf '\n%s begin\n' "$mark"
   (
     BODY
@@ -62,27 +62,27 @@ fi
 """
 
 _PUSH = """
-cat >"$session/work/$1.part" || exit
+cat >"$session/files/$1.part" || exit
 """
 
 _ARRIVED = """
-cd "$session/work" && [ "$(wc -c <"$1.part")" -eq "$2" ] && mv -f "./$1.part" "./$1"
+cd "$session/files" && [ "$(wc -c <"$1.part")" -eq "$2" ] && mv -f "./$1.part" "./$1"
 """
 
 _NO_FILE = 44
 
 _FOUND = f"""
-[ -f "$session/work/$1" ] || exit {_NO_FILE}
+[ -f "$session/files/$1" ] || exit {_NO_FILE}
 """
 
 _PULL = f"""{_FOUND}
-cat <"$session/work/$1"
+cat <"$session/files/$1"
 """
 
 # The program enters itself in the list that the guard kills by, so it never runs unlisted; where the session is over it cannot.
 # One thread a library is the runtime's business; numpy's and OpenMP's helpers would only spin beside it.
 _RUN = """
-cd "$session/work" || exit
+cd "$session/files" || exit
 cores=$1
 shift
 [ -z "$cores" ] || set -- taskset "$cores" "$@"
@@ -194,7 +194,7 @@ class Session:
         name, size = _plain(name), str(local.stat().st_size)
         if self._shell.files is not None:
             try:
-                self._shell.files.push(local, f"{self._folder}/work/{name}.part")
+                self._shell.files.push(local, f"{self._folder}/files/{name}.part")
             except DeviceError as error:
                 raise self._trouble(f"{name} did not arrive", str(error)) from error
             self._ask_well(_ARRIVED, name, size, what=f"{name} did not arrive whole")
@@ -214,7 +214,7 @@ class Session:
             return
         part = local.with_name(f".{local.name}.{os.getpid()}")
         try:
-            files.pull(f"{self._folder}/work/{name}", part)
+            files.pull(f"{self._folder}/files/{name}", part)
             part.replace(local)
         finally:
             part.unlink(missing_ok=True)
