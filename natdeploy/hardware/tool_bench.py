@@ -66,10 +66,9 @@ class ToolBench:
         before: Timings | None = self._reference_times()
         for candidate in models:
             before = before or self._reference_times()
-            try:
-                times = self._times(candidate, self._settings.min_s)
-            except (TimeoutError, ProgramError, UnreadableError) as error:
-                answers[candidate.id] = self._why(error)
+            times = self._times_or_reason(candidate, self._settings.min_s)
+            if isinstance(times, str):
+                answers[candidate.id] = times
                 before = None  # a hang may have lasted minutes
             else:
                 after = self._reference_times()
@@ -79,16 +78,21 @@ class ToolBench:
         return answers
 
     def _reference_times(self) -> Timings:
-        try:
-            times = self._times(self._reference, self._settings.reference_s)
-        except (TimeoutError, ProgramError, UnreadableError) as error:
-            raise DeviceError(f"the reference network does not run on {self._target}: {self._why(error)}") from error
+        times = self._times_or_reason(self._reference, self._settings.reference_s)
+        if isinstance(times, str):
+            raise DeviceError(f"the reference network does not run on {self._target}: {times}")
         if times.provider is not None:
             self.environment = {**self.environment, "provider": times.provider}
         return times
 
-    def _why(self, error: Exception) -> str:
-        return f"no answer within {self._settings.silence_s:g} s" if isinstance(error, TimeoutError) else str(error)
+    def _times_or_reason(self, candidate: Candidate, seconds: float) -> Timings | str:
+        """Of one call, or why there are none: what the model, and not the device, is to blame for."""
+        try:
+            return self._times(candidate, seconds)
+        except TimeoutError:
+            return f"no answer within {self._settings.silence_s:g} s"
+        except (ProgramError, UnreadableError) as error:
+            return str(error)
 
     def _times(self, candidate: Candidate, seconds: float) -> Timings:
         """Of one call. A model that has to be prepared is, before its first."""
