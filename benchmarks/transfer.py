@@ -31,10 +31,10 @@ from natdeploy.export import export_onnx, runtime_accuracy
 from natdeploy.hardware.bench import NETS, Candidate
 from natdeploy.hardware.device import parse_target
 from natdeploy.hardware.measure import measure
-from natdeploy.pipeline.evaluate import BATCH
 from natdeploy.pipeline.setting import Setting, prepare
 from natdeploy.space import Arch
 from natdeploy.supernet import Subnet, calibrate
+from natdeploy.training.judge import BATCH
 from natdeploy.training.plain import train_subnet
 
 TIMED_STEPS = 20

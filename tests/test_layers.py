@@ -20,6 +20,7 @@ ROOMS = {
     "supernet": {"space"},
     "tasks": {"supernet"},
     "training": {"tasks", "supernet", "space"},
+    "distributed": {"training", "tasks", "supernet", "space"},
     "hardware": {"runtimes"},
     "latency": {"space", "hardware"},
     "search": {"space"},

@@ -11,10 +11,10 @@ from statistics import mean
 from typing import Any
 
 from natdeploy.pipeline.config import SearchConfig
-from natdeploy.pipeline.evaluate import calibrated_subnet, judge
 from natdeploy.pipeline.setting import Setting
 from natdeploy.search import NatSettings
 from natdeploy.training.adapt import Adapter, Lesson
+from natdeploy.training.judge import calibrated_subnet, judge
 
 EPOCHS = 60
 """Passes over the training images when the user gives no budget: some seven minutes for flowers12 on one slow core."""

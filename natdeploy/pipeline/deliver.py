@@ -26,7 +26,6 @@ from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.latency.predictor import Quality
 from natdeploy.logs import log_to
 from natdeploy.pipeline.config import SearchConfig, target_of
-from natdeploy.pipeline.evaluate import BATCH
 from natdeploy.pipeline.problem import label
 from natdeploy.pipeline.search import CHECKPOINT, LOG, STATISTICS, read_config
 from natdeploy.pipeline.setting import stored_convention, stored_space, stored_task
@@ -37,6 +36,7 @@ from natdeploy.search.decide import RULES
 from natdeploy.space import Arch
 from natdeploy.store import NetRecord, RunStore
 from natdeploy.supernet import Subnet, restore
+from natdeploy.training.judge import BATCH
 
 FORMATS = ("onnx",)
 PAGE = "report.html"

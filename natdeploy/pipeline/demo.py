@@ -11,13 +11,13 @@ from sklearn.datasets import load_digits
 
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.deliver import benchmark, export
-from natdeploy.pipeline.evaluate import judge
 from natdeploy.pipeline.search import search
 from natdeploy.progress import Progress, Silent
 from natdeploy.space import get_space
 from natdeploy.space.catalog import plain_arch
 from natdeploy.supernet import Subnet, calibrate, write_seed
 from natdeploy.tasks import Classification, decode, scan_images, split
+from natdeploy.training.judge import judge
 from natdeploy.training.loop import TrainSettings
 from natdeploy.training.memory import keep_freed_memory
 from natdeploy.training.plain import train_subnet
@@ -80,6 +80,6 @@ def _train_seed(data: Path, path: Path, steps: int, progress: Progress) -> None:
     with progress.task("training a seed network from scratch", steps, "steps") as advance:
         trained = train_subnet(subnet, task, TrainSettings(learning_rate=0.1), steps, lambda: advance(1))
     calibrate(trained, (batch for batch, _ in task.batches("train", SIDE, 64)))
-    correct, total, _ = judge(trained, task, "test")
-    progress.note(f"seed network: {correct} of {total} test images right")
+    verdict = judge(trained, task, "test")
+    progress.note(f"seed network: {verdict.correct} of {verdict.total} test images right")
     write_seed(trained, path, {"input": "RGB, scaled to [-1,1]"})

@@ -1,4 +1,4 @@
-"""Judging one architecture with the supernet's weights: extract, recalibrate BatchNorm, run the images."""
+"""What an architecture is worth to a search: its ranking error, remembered in the run."""
 
 from __future__ import annotations
 
@@ -8,37 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from natdeploy.progress import Progress
 from natdeploy.space import Arch
 from natdeploy.store import Evaluation, RunStore
-from natdeploy.supernet import Subnet, Supernet, calibrate
-from natdeploy.tasks import SplitName, Task
-
-BATCH = 64
-"""Images at once when nothing is trained."""
-
-
-def calibrated_subnet(supernet: Supernet, arch: Arch, task: Task) -> Subnet:
-    """The network of an architecture with BatchNorm statistics of its own, from the calibration images, in evaluation mode."""
-    device = next(supernet.parameters()).device
-    subnet = supernet.extract(arch).to(memory_format=torch.channels_last)
-    calibrate(subnet, (images.to(device) for images, _ in task.batches("calibration", arch.resolution, BATCH)))
-    return subnet
-
-
-@torch.inference_mode()
-def judge(subnet: Subnet, task: Task, split: SplitName) -> tuple[int, int, float]:
-    """Images of a split that a network gets right, images in all, and its mean loss."""
-    device = next(subnet.parameters()).device
-    correct, total, loss = 0, 0, 0.0
-    for images, labels in task.batches(split, subnet.arch.resolution, BATCH):
-        logits = subnet(images.to(device)).cpu()
-        correct += task.correct(logits, labels)
-        loss += float(task.loss(logits, labels)) * len(labels)
-        total += len(labels)
-    return correct, total, loss / total
+from natdeploy.supernet import Supernet
+from natdeploy.tasks import Task
+from natdeploy.training.judge import calibrated_subnet, judge
 
 
 def ranking_error(evaluation: Evaluation) -> float:
@@ -85,9 +61,9 @@ class Evaluator:
 
     def _evaluate(self, arch: Arch, version: int) -> Evaluation:
         start = time.perf_counter()
-        correct, total, loss = judge(calibrated_subnet(self._supernet, arch, self._task), self._task, "validation")
+        verdict = judge(calibrated_subnet(self._supernet, arch, self._task), self._task, "validation")
         seconds = time.perf_counter() - start
-        evaluation = Evaluation(version, str(arch), correct, total, loss, seconds)
+        evaluation = Evaluation(version, str(arch), verdict.correct, verdict.total, verdict.loss, seconds)
         self._store.record(evaluation)
         self._store.add_seconds("evaluation", seconds)
         return evaluation

@@ -22,7 +22,7 @@ from natdeploy.latency.predictor import LatencyPredictor, quality_text
 from natdeploy.logs import log_to
 from natdeploy.pipeline.budget import Budget, make_budget
 from natdeploy.pipeline.config import SearchConfig, target_of
-from natdeploy.pipeline.evaluate import Evaluator, calibrated_subnet, judge, ranking_noise
+from natdeploy.pipeline.evaluate import Evaluator, ranking_noise
 from natdeploy.pipeline.predictor import Predictor, estimated, find_predictor, load_predictor, no_table, save_predictor
 from natdeploy.pipeline.problem import Problem, first_archs, first_lesson, make_problem, requirements, within
 from natdeploy.pipeline.profile import DEFAULT_MINUTES, measure_table, tables_folder
@@ -34,6 +34,7 @@ from natdeploy.space import Arch, get_space, space_toml
 from natdeploy.store import Evaluation, NetRecord, RunStore
 from natdeploy.supernet import Supernet
 from natdeploy.training.adapt import Adapter, Lesson
+from natdeploy.training.judge import calibrated_subnet, judge
 
 CHECKPOINT = "supernet"
 CHECKPOINT_SECONDS = 60.0
@@ -384,8 +385,7 @@ class _Search:
         with self.progress.task("judging on test images", len(nets), "nets") as advance:
             for role, arch in nets:
                 subnet = calibrated_subnet(self.averaged, arch, task)
-                correct, total, _ = judge(subnet, task, "test")
-                self.store.put_net(self._record(role, arch, correct / total))
+                self.store.put_net(self._record(role, arch, judge(subnet, task, "test").accuracy))
                 statistics |= {f"{arch.id}.{name}": value for name, value in subnet.named_buffers()}
                 advance(1)
         self.store.save_checkpoint(STATISTICS, statistics, {})

@@ -1,0 +1,59 @@
+"""Judging one architecture with the supernet's weights: extract, recalibrate BatchNorm, run the images."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from natdeploy.space import Arch
+from natdeploy.supernet import Subnet, Supernet, calibrate
+from natdeploy.tasks import SplitName, Task
+
+BATCH = 64
+"""Images at once when nothing is trained."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A network, tried on images it does not learn from.
+
+    Attributes:
+        correct: images it got right.
+        total: images it saw.
+        loss: mean over the images.
+        seconds: that extraction, calibration and images took.
+    """
+
+    correct: int
+    total: int
+    loss: float
+    seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """0 to 1."""
+        return self.correct / self.total
+
+
+def calibrated_subnet(supernet: Supernet, arch: Arch, task: Task) -> Subnet:
+    """The network of an architecture with BatchNorm statistics of its own, from the calibration images, in evaluation mode."""
+    device = next(supernet.parameters()).device
+    subnet = supernet.extract(arch).to(memory_format=torch.channels_last)
+    calibrate(subnet, (images.to(device) for images, _ in task.batches("calibration", arch.resolution, BATCH)))
+    return subnet
+
+
+@torch.inference_mode()
+def judge(subnet: Subnet, task: Task, split: SplitName) -> Verdict:
+    """A network in evaluation mode on the images of a split."""
+    start = time.perf_counter()
+    device = next(subnet.parameters()).device
+    correct, total, loss = 0, 0, 0.0
+    for images, labels in task.batches(split, subnet.arch.resolution, BATCH):
+        logits = subnet(images.to(device)).cpu()
+        correct += task.correct(logits, labels)
+        loss += float(task.loss(logits, labels)) * len(labels)
+        total += len(labels)
+    return Verdict(correct, total, loss / total, time.perf_counter() - start)
