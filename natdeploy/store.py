@@ -14,7 +14,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -26,15 +26,19 @@ from natdeploy.toml import toml_text
 if TYPE_CHECKING:  # a report needs no torch, which takes seconds to import
     from torch import Tensor
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
+_FAILURES = """CREATE TABLE failures (
+    step INTEGER NOT NULL, arch TEXT NOT NULL, whole INTEGER NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (step, arch, whole)
+) STRICT"""
 _SCHEMA = f"""
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE timings (stage TEXT PRIMARY KEY, seconds REAL NOT NULL) STRICT;
 CREATE TABLE evaluations (
     step INTEGER NOT NULL, arch TEXT NOT NULL, correct INTEGER NOT NULL, total INTEGER NOT NULL, loss REAL NOT NULL,
-    seconds REAL NOT NULL, PRIMARY KEY (step, arch)
+    seconds REAL NOT NULL, whole INTEGER NOT NULL, PRIMARY KEY (step, arch, whole)
 ) STRICT;
+{_FAILURES};
 CREATE TABLE rounds (round INTEGER PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE checkpoints (
     name TEXT PRIMARY KEY, version INTEGER NOT NULL, file TEXT NOT NULL, sha256 TEXT NOT NULL, info TEXT NOT NULL
@@ -43,12 +47,27 @@ CREATE TABLE nets (
     arch TEXT NOT NULL, id TEXT NOT NULL, role TEXT NOT NULL, validation_accuracy REAL NOT NULL, test_accuracy REAL,
     predicted_ms REAL, measured_p50_ms REAL, measured_p90_ms REAL, measured_n INTEGER, unstable INTEGER, params INTEGER NOT NULL,
     macs INTEGER NOT NULL, runtime_accuracy REAL, parity REAL, files TEXT NOT NULL, estimated INTEGER NOT NULL,
-    PRIMARY KEY (role, id)
+    tuned_accuracy REAL, objectives TEXT NOT NULL, PRIMARY KEY (role, id)
 ) STRICT;
 PRAGMA user_version = {SCHEMA_VERSION};
 """
-_MIGRATIONS = {1: "ALTER TABLE nets ADD COLUMN estimated INTEGER NOT NULL DEFAULT 0"}
-"""From each earlier version to the next. In runs of version 1, no latency was an estimate."""
+_MIGRATIONS = {
+    1: ("ALTER TABLE nets ADD COLUMN estimated INTEGER NOT NULL DEFAULT 0",),
+    2: (
+        "ALTER TABLE evaluations RENAME TO old",
+        """CREATE TABLE evaluations (
+            step INTEGER NOT NULL, arch TEXT NOT NULL, correct INTEGER NOT NULL, total INTEGER NOT NULL, loss REAL NOT NULL,
+            seconds REAL NOT NULL, whole INTEGER NOT NULL, PRIMARY KEY (step, arch, whole)
+        ) STRICT""",
+        "INSERT INTO evaluations SELECT *, 1 FROM old ORDER BY rowid",
+        "DROP TABLE old",
+        _FAILURES,
+        "ALTER TABLE nets ADD COLUMN tuned_accuracy REAL",
+        "ALTER TABLE nets ADD COLUMN objectives TEXT NOT NULL DEFAULT '{}'",
+    ),
+}
+"""From each earlier version to the next. In runs of version 1 no latency was an estimate; in those of version 2 every evaluation
+saw all validation images, and no net was tuned alone."""
 _DATABASE = "run.sqlite"
 _RESTORE = "restore it from a copy, or start a new run in another folder"
 _ROOM = "make room on the disk, or the folder writable, and go on with `natdeploy resume`: nothing stored before is lost"
@@ -65,6 +84,7 @@ class Evaluation:
         total: images it saw.
         loss: mean over the images.
         seconds: that it took.
+        whole: it saw all validation images, not a part of them.
     """
 
     step: int
@@ -73,6 +93,7 @@ class Evaluation:
     total: int
     loss: float
     seconds: float
+    whole: bool = True
 
     @property
     def accuracy(self) -> float:
@@ -89,7 +110,7 @@ class NetRecord:
         id: of the architecture.
         role: `front`, or `baseline` for the seed network that the front is compared with.
         validation_accuracy: in torch, on the images the search saw.
-        test_accuracy: in torch, on images it never saw.
+        test_accuracy: in torch, on images it never saw, with the weights of the supernet.
         predicted_ms: latency by the predictor.
         measured_p50_ms: median latency on the target.
         measured_p90_ms: 90th percentile of it.
@@ -101,6 +122,8 @@ class NetRecord:
         parity: largest absolute difference of the exported file's logits from torch's.
         files: exported ones, relative to the run folder.
         estimated: `predicted_ms` comes from a specification sheet; nothing like it was ever measured on the device.
+        tuned_accuracy: as `test_accuracy`, with weights that were trained alone at the end; those are exported then.
+        objectives: value of every objective but the error, in its own unit.
     """
 
     arch: str
@@ -119,6 +142,13 @@ class NetRecord:
     parity: float | None
     files: tuple[str, ...]
     estimated: bool = False
+    tuned_accuracy: float | None = None
+    objectives: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def final_accuracy(self) -> float | None:
+        """Test accuracy, in torch, of the weights that are exported."""
+        return self.test_accuracy if self.tuned_accuracy is None else self.tuned_accuracy
 
 
 class RunStore:
@@ -200,7 +230,8 @@ class RunStore:
         for number in range(version, SCHEMA_VERSION):
             with self._transaction() as database:
                 database.execute("BEGIN IMMEDIATE")
-                database.execute(_MIGRATIONS[number])
+                for statement in _MIGRATIONS[number]:
+                    database.execute(statement)
                 database.execute(f"PRAGMA user_version = {number + 1}")
 
     def _sweep(self) -> None:
@@ -239,10 +270,10 @@ class RunStore:
 
     # ---- the search
 
-    def evaluation(self, step: int, arch: str) -> Evaluation | None:
-        """What is known of an architecture at a state of the supernet."""
-        rows = self._rows("SELECT * FROM evaluations WHERE step = ? AND arch = ?", step, arch)
-        return Evaluation(*rows[0]) if rows else None
+    def evaluation(self, step: int, arch: str, *, whole: bool = True) -> Evaluation | None:
+        """What is known of an architecture at a state of the supernet, from all validation images or from a part of them."""
+        rows = self._rows("SELECT * FROM evaluations WHERE step = ? AND arch = ? AND whole = ?", step, arch, whole)
+        return _evaluation(rows[0]) if rows else None
 
     def record(self, evaluation: Evaluation) -> None:
         """Stores an evaluation, in place of an earlier one of the same step and architecture.
@@ -252,12 +283,25 @@ class RunStore:
         """
         if not math.isfinite(evaluation.loss):
             raise NatdeployError(f"training diverged: {evaluation.arch} has loss {evaluation.loss}; use a lower learning rate")
-        self._put("evaluations", vars(evaluation), key=("step", "arch"))
+        self._put("evaluations", vars(evaluation), key=("step", "arch", "whole"))
 
     def evaluations(self, step: int | None = None) -> list[Evaluation]:
         """All evaluations, or those of one state of the supernet, in the order they were made."""
         rows = self._rows("SELECT * FROM evaluations WHERE step = coalesce(?, step) ORDER BY rowid", step)
-        return [Evaluation(*row) for row in rows]
+        return [_evaluation(row) for row in rows]
+
+    def record_failure(self, step: int, arch: str, reason: str, *, whole: bool = True) -> None:
+        """Stores why an architecture could not be evaluated at a state of the supernet."""
+        self._put("failures", {"step": step, "arch": arch, "whole": whole, "reason": reason}, key=("step", "arch", "whole"))
+
+    def failure(self, step: int, arch: str, *, whole: bool = True) -> str | None:
+        """Why an architecture could not be evaluated; None where it could, or was not tried."""
+        rows = self._rows("SELECT reason FROM failures WHERE step = ? AND arch = ? AND whole = ?", step, arch, whole)
+        return rows[0][0] if rows else None
+
+    def failures(self) -> dict[str, str]:
+        """Every architecture that could not be evaluated at some time, with the latest reason."""
+        return dict(self._rows("SELECT arch, reason FROM failures ORDER BY step, rowid"))
 
     def add_round(self, facts: Mapping[str, Any]) -> None:
         """Stores what a round of the search found, JSON values, in place of an earlier one with the same `facts["round"]`."""
@@ -271,7 +315,8 @@ class RunStore:
 
     def put_net(self, record: NetRecord) -> None:
         """Stores a network, in place of an earlier record of the same role and id."""
-        self._put("nets", vars(record) | {"files": json.dumps(record.files)}, key=("role", "id"))
+        texts = {"files": json.dumps(record.files), "objectives": _json(dict(record.objectives))}
+        self._put("nets", vars(record) | texts, key=("role", "id"))
 
     def nets(self) -> list[NetRecord]:
         """All networks, in the order they were first stored."""
@@ -395,14 +440,21 @@ def _new_database(facts: Mapping[str, Any]) -> bytes:
         return database.serialize()
 
 
+def _evaluation(row: tuple[Any, ...]) -> Evaluation:
+    return Evaluation(*row[:-1], whole=bool(row[-1]))
+
+
 def _net(row: tuple[Any, ...]) -> NetRecord:
     """From a row, whose columns have the order of the fields; SQLite knows neither bool nor tuple."""
-    net = NetRecord(*row)
-    return replace(
-        net,
-        unstable=None if net.unstable is None else bool(net.unstable),
-        files=tuple(json.loads(row[-2])),
-        estimated=bool(net.estimated),
+    values = dict(zip((each.name for each in fields(NetRecord)), row, strict=True))
+    return NetRecord(
+        **values
+        | {
+            "unstable": None if values["unstable"] is None else bool(values["unstable"]),
+            "files": tuple(json.loads(values["files"])),
+            "estimated": bool(values["estimated"]),
+            "objectives": json.loads(values["objectives"]),
+        }
     )
 
 

@@ -264,19 +264,65 @@ def test_a_damaged_database_is_named(run: RunStore, damage: str) -> None:
         assert len(again.evaluations()) == 60
 
 
-def test_a_run_of_the_first_version_is_read_and_none_of_its_latencies_is_an_estimate(run: RunStore) -> None:
-    run.put_net(NET)
+_OLD_TABLES = """
+DROP TABLE failures;
+DROP TABLE evaluations;
+DROP TABLE nets;
+CREATE TABLE evaluations (
+    step INTEGER NOT NULL, arch TEXT NOT NULL, correct INTEGER NOT NULL, total INTEGER NOT NULL, loss REAL NOT NULL,
+    seconds REAL NOT NULL, PRIMARY KEY (step, arch)
+) STRICT;
+CREATE TABLE nets (
+    arch TEXT NOT NULL, id TEXT NOT NULL, role TEXT NOT NULL, validation_accuracy REAL NOT NULL, test_accuracy REAL,
+    predicted_ms REAL, measured_p50_ms REAL, measured_p90_ms REAL, measured_n INTEGER, unstable INTEGER, params INTEGER NOT NULL,
+    macs INTEGER NOT NULL, runtime_accuracy REAL, parity REAL, files TEXT NOT NULL, PRIMARY KEY (role, id)
+) STRICT;
+INSERT INTO evaluations VALUES (0, 'r16', 7, 10, 0.5, 0.1), (0, 'r24', 8, 10, 0.4, 0.2);
+INSERT INTO nets VALUES ('r16', 'abc', 'front', 0.7, 0.6, 1.5, NULL, NULL, NULL, NULL, 10, 20, NULL, NULL, '["a.onnx"]');
+"""
+"""A run of version 1, as that version made it."""
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_run_of_an_earlier_version_is_read(run: RunStore, version: int) -> None:
     run.close()
     with closing(sqlite3.connect(run.folder / "run.sqlite")) as database:
-        database.execute("ALTER TABLE nets DROP COLUMN estimated")
-        database.execute("PRAGMA user_version = 1")
+        database.executescript(_OLD_TABLES)
+        if version == 2:
+            database.execute("ALTER TABLE nets ADD COLUMN estimated INTEGER NOT NULL DEFAULT 0")
+            database.execute("UPDATE nets SET estimated = 1")
+        database.execute(f"PRAGMA user_version = {version}")
         database.commit()
     for _ in range(2):
         with RunStore.open(run.folder) as old:
-            assert old.nets() == [NET]
+            assert old.evaluations() == [Evaluation(0, "r16", 7, 10, 0.5, 0.1), Evaluation(0, "r24", 8, 10, 0.4, 0.2)]
+            (net,) = old.nets()
+    assert (net.arch, net.test_accuracy, net.final_accuracy, net.predicted_ms) == ("r16", 0.6, 0.6, 1.5)
+    assert (net.files, net.estimated, net.tuned_accuracy, net.objectives) == (("a.onnx",), version == 2, None, {})
     with RunStore.open(run.folder) as old:
-        old.put_net(replace(NET, estimated=True))
-        assert old.nets() == [replace(NET, estimated=True)]
+        old.put_net(replace(net, tuned_accuracy=0.8, objectives={"latency@phone": 2.5}))
+        old.record(Evaluation(0, "r16", 3, 4, 0.6, 0.1, whole=False))
+        assert old.nets()[0].final_accuracy == 0.8
+        assert old.nets()[0].objectives == {"latency@phone": 2.5}
+        assert old.evaluation(0, "r16") == Evaluation(0, "r16", 7, 10, 0.5, 0.1)
+
+
+def test_a_part_of_the_images_and_all_of_them_are_told_apart(run: RunStore) -> None:
+    part, whole = Evaluation(3, "r16", 3, 4, 0.6, 0.1, whole=False), Evaluation(3, "r16", 7, 10, 0.5, 0.1)
+    run.record(part)
+    assert run.evaluation(3, "r16") is None
+    run.record(whole)
+    assert (run.evaluation(3, "r16", whole=False), run.evaluation(3, "r16")) == (part, whole)
+
+
+def test_failures_are_kept_with_their_reason(run: RunStore) -> None:
+    run.record_failure(1, "r16", "out of memory")
+    run.record_failure(2, "r16", "still out of memory", whole=False)
+    assert run.failure(1, "r16") == "out of memory"
+    assert run.failure(2, "r16") is None
+    assert run.failure(2, "r16", whole=False) == "still out of memory"
+    assert run.failures() == {"r16": "still out of memory"}
+    assert run.evaluation(1, "r16") is None
 
 
 def test_a_run_of_a_newer_version_is_refused(run: RunStore) -> None:
