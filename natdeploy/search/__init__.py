@@ -4,17 +4,23 @@ from natdeploy.search.archive import Archive, non_dominated
 from natdeploy.search.decide import Choice, choose
 from natdeploy.search.distribution import Distribution
 from natdeploy.search.feasible import reachable_range, smallest_feasible
-from natdeploy.search.nat import NatSettings, RoundReport, SurrogateQuality, search
+from natdeploy.search.nat import Adapt, Correct, Evaluate, NatSettings, RoundReport, Scores, SurrogateQuality, search
 from natdeploy.search.objectives import Constraint, Objectives, parse_constraint, show
+from natdeploy.search.surrogate import Knowledge
 
 __all__ = [
+    "Adapt",
     "Archive",
     "Choice",
     "Constraint",
+    "Correct",
     "Distribution",
+    "Evaluate",
+    "Knowledge",
     "NatSettings",
     "Objectives",
     "RoundReport",
+    "Scores",
     "SurrogateQuality",
     "choose",
     "non_dominated",

@@ -7,32 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import moocore  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
-from pymoo.indicators.hv import HV
 
 from natdeploy.search.objectives import Constraint, Floats, Objectives
 from natdeploy.space import Arch, Genotypes, SearchSpace
 
 Indices = npt.NDArray[np.int64]
 
+EXACT_OBJECTIVES = 6
+"""With more, the exact hypervolume of a few hundred points takes minutes."""
+DIRECTIONS = 65536
+"""Of the approximation; on 340 random points of 6 objectives it is 0.1 % off, in 30 ms."""
+
 
 def non_dominated(values: Floats) -> npt.NDArray[np.bool_]:
     """Which rows (n,) no other row dominates."""
-    no_worse = (values[:, None] <= values).all(axis=2)
-    better = (values[:, None] < values).any(axis=2)
-    return np.asarray(~(no_worse & better).any(axis=0))
+    return np.asarray(ranks(values) == 0)
 
 
 def ranks(values: Floats) -> Indices:
     """Front that each row (n,) belongs to: 0 is non-dominated, 1 is so once those are gone, and so on (NSGA-II, Deb 2002)."""
-    result = np.zeros(len(values), dtype=np.int64)
-    left = np.arange(len(values))
-    while len(left):
-        first = non_dominated(values[left])
-        left = left[~first]
-        result[left] += 1
-    return result
+    return np.asarray(moocore.pareto_rank(values) if len(values) else [], dtype=np.int64)
 
 
 def crowding(values: Floats) -> Floats:
@@ -48,20 +45,28 @@ def crowding(values: Floats) -> Floats:
 
 
 def hypervolume(values: Floats, reference: Floats) -> float:
-    """Volume that rows (n, m) dominate within the box below `reference` (m,)."""
+    """Volume that rows (n, m) dominate within the box below `reference` (m,).
+
+    Exact up to six objectives; with more, approximated from a fixed set of directions (Deng and Zhang 2019, as moocore has it), the
+    same in every run.
+    """
     inside = values[(values < reference).all(axis=1)]
-    return float(HV(ref_point=reference)(inside)) if len(inside) else 0.0
+    if not len(inside):
+        return 0.0
+    if values.shape[1] <= EXACT_OBJECTIVES:
+        return float(moocore.hypervolume(inside, ref=reference))
+    return float(moocore.hv_approx(inside, ref=reference, nsamples=DIRECTIONS))
 
 
 class Archive:
-    """Evaluated architectures of one space, in the order they came.
+    """Architectures of one space that were evaluated, in the order they came.
 
     Attributes:
         space: theirs.
         objectives: the columns of `values`.
         constraints: what makes an architecture feasible.
         genotypes: (n, variables), canonical and distinct.
-        values: (n, m); column 0 is the error.
+        values: (n, m); column 0 is the error, NaN where evaluation failed.
         violation: (n,); 0 where all constraints hold.
     """
 
@@ -86,9 +91,14 @@ class Archive:
         return tuple(arch.id for arch in self.archs)
 
     @property
+    def failed(self) -> npt.NDArray[np.bool_]:
+        """What could not be evaluated, (n,)."""
+        return np.isnan(self.values[:, 0])
+
+    @property
     def feasible(self) -> npt.NDArray[np.bool_]:
-        """Where all constraints hold, (n,)."""
-        return np.asarray(self.violation == 0)
+        """What was evaluated and keeps all constraints, (n,)."""
+        return np.asarray((self.violation == 0) & ~self.failed)
 
     def contains(self, genotypes: Genotypes) -> npt.NDArray[np.bool_]:
         """Which of (n, variables) are here already, whatever form they are written in."""
@@ -112,6 +122,18 @@ class Archive:
     def replace_errors(self, errors: npt.ArrayLike) -> None:
         """Takes new errors (n,) of all architectures, after the supernet's weights have changed."""
         self.values = self.objectives.values(self.genotypes, errors)
+
+    def replace_objectives(self, objectives: Objectives) -> None:
+        """Takes other functions for the same objectives, after a predictor was corrected; who is feasible may change.
+
+        Raises:
+            ValueError: they are not the same objectives.
+        """
+        if objectives.names != self.objectives.names:
+            raise ValueError(f"an archive of {', '.join(self.objectives.names)} cannot hold {', '.join(objectives.names)}")
+        self.objectives = objectives
+        self.values = objectives.values(self.genotypes, self.values[:, 0])
+        self.violation = objectives.violation(self.genotypes, self.constraints)
 
     def front(self) -> Indices:
         """Rows that are feasible and that no feasible row dominates, fastest (least in column 1) first."""

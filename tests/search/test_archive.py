@@ -9,7 +9,7 @@ from pymoo.operators.survival.rank_and_crowding.metrics import get_crowding_func
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from natdeploy.errors import NatdeployError
-from natdeploy.search import Archive, non_dominated, parse_constraint
+from natdeploy.search import Archive, Objectives, non_dominated, parse_constraint
 from natdeploy.search.archive import crowding, hypervolume, ranks
 
 tables = st.integers(2, 4).flatmap(
@@ -48,6 +48,17 @@ def test_hypervolume_counts_the_cells_that_are_dominated(values: np.ndarray) -> 
     cells = np.stack(np.meshgrid(np.arange(8), np.arange(8)), axis=-1).reshape(-1, 2)
     dominated = (values[:, None] <= cells).all(axis=2).any(axis=0).sum()
     assert hypervolume(values, np.array([8.0, 8.0])) == pytest.approx(dominated)
+
+
+def test_the_approximation_for_many_objectives_is_near_the_exact_volume() -> None:
+    """Of one box, whose volume is known in any dimension, and of points, against Monte Carlo."""
+    rng = np.random.default_rng(0)
+    assert hypervolume(np.full((1, 12), 0.2), np.ones(12)) == pytest.approx(0.8**12, rel=0.02)
+    seven = rng.random((40, 7))
+    samples = rng.random((200_000, 7))
+    share = np.mean([(seven <= chunk[:, None]).all(axis=2).any(axis=1).mean() for chunk in np.split(samples, 200)])
+    assert hypervolume(seven, np.ones(7)) == pytest.approx(share, rel=0.02)
+    assert hypervolume(seven, np.ones(7)) == hypervolume(seven, np.ones(7))
 
 
 @pytest.fixture
@@ -112,7 +123,31 @@ def test_new_errors_replace_old_ones_and_nothing_else(archive: Archive) -> None:
     np.testing.assert_array_equal(archive.values[:, 0], np.linspace(0, 1, len(archive)))
     np.testing.assert_array_equal(archive.values[:, 1], latency)
     with pytest.raises(NatdeployError, match="not a number"):
-        archive.replace_errors(np.full(len(archive), np.nan))
+        archive.replace_errors(np.full(len(archive), np.inf))
+
+
+def test_failed_rows_are_known_and_nothing_more(archive: Archive) -> None:
+    front = archive.front()
+    errors = archive.values[:, 0].copy()
+    errors[front[1]] = np.nan
+    archive.replace_errors(errors)
+    np.testing.assert_array_equal(np.flatnonzero(archive.failed), [front[1]])
+    assert archive.contains(archive.genotypes[front[1:2]]).all()
+    for rows in (archive.front(), archive.best(1000), archive.contenders(1.0, 1000), np.flatnonzero(archive.feasible)):
+        assert front[1] not in rows
+    assert 0 < archive.hypervolume([1.0, 0.2]) < 1
+
+
+def test_corrected_objectives_decide_anew_who_is_feasible(archive: Archive) -> None:
+    errors, was_feasible = archive.values[:, 0].copy(), archive.feasible.sum()
+    before = archive.objectives.cheap["latency"]
+    archive.replace_objectives(Objectives(("error", "latency"), {"latency": lambda genotypes: 1.2 * before(genotypes)}))
+    np.testing.assert_array_equal(archive.values[:, 0], errors)
+    np.testing.assert_allclose(archive.values[:, 1], 1.2 * before(archive.genotypes))
+    np.testing.assert_array_equal(archive.feasible, archive.values[:, 1] <= 0.12)
+    assert archive.feasible.sum() < was_feasible
+    with pytest.raises(ValueError, match="cannot hold error, macs"):
+        archive.replace_objectives(Objectives(("error", "macs"), {"macs": before}))
 
 
 def test_hypervolume_of_an_archive_is_a_share_of_its_reference_box(archive: Archive) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from natdeploy.errors import UsageError
+from natdeploy.errors import InfeasibleError, UsageError
 from natdeploy.search import choose
 
 NAMES = ("error", "latency")
@@ -46,10 +46,43 @@ def test_an_id_or_its_beginning() -> None:
     assert choose(FRONT, NAMES, IDS, "0912").index == 4
     with pytest.raises(UsageError, match="begins 2 ids"):
         choose(FRONT, NAMES, IDS, "ab")
-    with pytest.raises(UsageError, match=r"begins no id.*knee, best, fastest or one of ab12"):
+    with pytest.raises(UsageError, match=r"begins no id.*knee, best, fastest, levels like .* or one of ab12"):
         choose(FRONT, NAMES, IDS, "zz")
 
 
 def test_short_fronts() -> None:
     assert choose(FRONT[:1], NAMES, IDS[:1], "knee").reason.endswith("it is the only one")
     assert choose(FRONT[:2], NAMES, IDS[:2], "knee").index == 1, "a draw goes to the lower error"
+
+
+def test_bounds_take_the_most_accurate_that_keeps_them() -> None:
+    choice = choose(FRONT, NAMES, IDS, "latency<=1.5ms")
+    assert (choice.index, choice.rule) == (3, "bounds")
+    assert choice.reason.endswith("the least error of the 4 that keep latency<=1.5 ms")
+    three = np.column_stack([FRONT, [9.0, 5.0, 3.0, 7.0, 1.0]])
+    assert choose(three, (*NAMES, "size"), IDS, "latency<=1500us,size<=4MB").index == 2
+    with pytest.raises(InfeasibleError, match=r"keeps latency<=0\.1 ms; it has latency from 0\.2 ms: choose a wider bound"):
+        choose(FRONT, NAMES, IDS, "latency<=0.1ms")
+    with pytest.raises(UsageError, match="params is no objective of this front; it has error, latency"):
+        choose(FRONT, NAMES, IDS, "params<=3M")
+    with pytest.raises(UsageError, match="needs a unit"):
+        choose(FRONT, NAMES, IDS, "latency<=3")
+
+
+def test_levels_to_aspire_to() -> None:
+    choice = choose(FRONT, NAMES, IDS, "error=9.5%,latency=2ms")
+    assert (choice.index, choice.rule) == (3, "levels")
+    assert choice.reason.endswith("it reaches error 9.5 % and latency 2 ms with most to spare")
+    near = choose(FRONT, NAMES, IDS, "error=8%,latency=0.6ms")
+    assert near.index == 2, "1/16 of the error's range over, nothing else is as near"
+    assert near.reason.endswith("it comes nearest to error 8.0 % and latency 0.6 ms and misses error by 2.0 %")
+    assert choose(FRONT, NAMES, IDS, "latency=0.3ms").index == 0, "what is not named decides nothing but draws"
+    assert choose(FRONT, NAMES, IDS, "error=0.1,latency=0.6ms").index == 2
+    for wrong in ("error=5ms", "latency=fast", "error=5%,", "params=3M"):
+        with pytest.raises(UsageError):
+            choose(FRONT, NAMES, IDS, wrong)
+
+
+def test_the_first_latency_of_several_is_speed() -> None:
+    values = np.column_stack([FRONT[:, 0], FRONT[::-1, 1] * 1e6, FRONT[:, 1], FRONT[::-1, 1]])
+    assert choose(values, ("error", "macs", "latency@a", "latency@b"), IDS, "fastest").index == 0

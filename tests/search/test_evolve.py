@@ -7,7 +7,7 @@ import pytest
 
 from natdeploy.search import Archive, parse_constraint
 from natdeploy.search.archive import hypervolume, non_dominated
-from natdeploy.search.evolve import evolve, infill
+from natdeploy.search.evolve import by_niche, evolve, infill
 from natdeploy.search.feasible import sample_feasible
 
 
@@ -65,3 +65,45 @@ def test_infill_prefers_the_best_rank_when_nothing_is_gained() -> None:
     values = np.array([[0.9, 0.9], [0.2, 0.8], [0.8, 0.2]])
     chosen = infill(values, known, 2)
     assert non_dominated(values)[chosen].all()
+
+
+def test_niching_spreads_over_many_objectives_and_avoids_what_is_known() -> None:
+    """On a simplex of five objectives, with the archive in one corner."""
+    rng = np.random.default_rng(0)
+    values = rng.dirichlet(np.ones(5), 200)
+    known = 0.999 * rng.dirichlet(np.ones(5) * 30 + np.array([400, 0, 0, 0, 0]), 40)
+    chosen = infill(values, known, 8)
+    np.testing.assert_array_equal(chosen, by_niche(values, known, 8))
+    assert len(set(chosen.tolist())) == 8
+
+    def spread(rows) -> float:
+        gaps = np.linalg.norm(values[rows][:, None] - values[rows], axis=2)
+        return gaps[np.triu_indices(len(rows), 1)].min()
+
+    assert spread(chosen) > np.median([spread(rng.choice(200, 8, replace=False)) for _ in range(50)])
+    assert np.linalg.norm(values[chosen][:, None] - known, axis=2).min() > 0.1
+    units = np.array([1, 1e6, 1e-3, 5, 1])
+    np.testing.assert_array_equal(by_niche(values * units, known * units, 8), chosen, "units change nothing")
+
+
+def test_niching_takes_the_dominated_last() -> None:
+    rng = np.random.default_rng(1)
+    front = rng.dirichlet(np.ones(4), 6)
+    values = np.concatenate([front + 0.5, front])
+    assert set(by_niche(values, front[:1] + 2, 6).tolist()) == set(range(6, 12))
+    assert sorted(by_niche(values, front[:1] + 2, 12).tolist()) == list(range(12))
+
+
+def test_infill_by_volume_weighs_every_row_that_could_gain() -> None:
+    """Against the greedy choice over all rows."""
+    rng = np.random.default_rng(2)
+    values, known = rng.random((40, 3)), rng.random((5, 3))
+    chosen = infill(values, known, 4)
+    together = np.concatenate([values, known])
+    span = np.ptp(together[non_dominated(together)], axis=0)
+    points, front, expected = (values - together.min(axis=0)) / span, (known - together.min(axis=0)) / span, []
+    for _ in range(4):
+        volumes = [hypervolume(np.vstack([front, point]), np.full(3, 1.1)) for point in points]
+        expected.append(int(np.argmax(volumes)))
+        front = np.vstack([front, points[expected[-1]]])
+    np.testing.assert_array_equal(chosen, expected)

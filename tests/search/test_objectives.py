@@ -20,6 +20,10 @@ from natdeploy.search import Constraint, Objectives, parse_constraint, show
         ("params<=3M", "params", 3e6),
         ("params<=3e6", "params", 3e6),
         ("params<=250k", "params", 250e3),
+        ("latency@pixel4/tflite-fp32-1t<=20ms", "latency@pixel4/tflite-fp32-1t", 20.0),
+        ("size<=5MB", "size", 5.0),
+        ("size<=500kB", "size", 0.5),
+        ("energy@jetson<=0.003J", "energy@jetson", 3.0),
     ],
 )
 def test_a_bound_is_read_in_its_unit(text: str, objective: str, bound: float) -> None:
@@ -50,7 +54,14 @@ def test_a_constraint_survives_its_text(what: tuple[str, str], number: float) ->
         ("latency<=1M", "'us' or 'ms' or 's'"),
         ("macs<=1ms", "unit of macs"),
         ("error<=0.1", "latency, macs, params"),
-        ("energy<=1", "latency, macs, params"),
+        ("energy<=1", "'uj' or 'mj' or 'j'"),
+        ("size<=1ms", "unit of size: 'kb' or 'mb' or 'gb'"),
+        (
+            "latncy<=1ms",
+            "there is no objective 'latncy'; choose among error, latency, macs, params, size, energy, or latency@TARGET",
+        ),
+        ("macs@pixel4<=1M", "no objective 'macs@pixel4'"),
+        ("latency@<=1ms", "write it like"),
         ("latency<=0ms", "positive"),
         ("latency<=1e999ms", "positive"),
     ],
@@ -79,8 +90,35 @@ def test_not_a_number_is_an_error() -> None:
         objectives.values(np.array([[1, 2]]), [0.5])
 
 
+def test_errors_alone_may_be_unknown() -> None:
+    objectives = Objectives(("error", "latency"), {"latency": lambda g: g[:, 0] * 1.0})
+    assert np.isnan(objectives.values(np.array([[1, 2]]), [np.nan])[0, 0])
+    with pytest.raises(NatdeployError, match="error of genotype"):
+        objectives.values(np.array([[1, 2]]), [np.inf])
+
+
+def test_a_bound_on_what_nothing_computes_is_refused() -> None:
+    objectives = Objectives(("error", "latency"), {"latency": lambda g: g[:, 0] * 1.0})
+    with pytest.raises(UsageError, match="nothing computes size, which size<=5MB bounds; bound one of latency"):
+        objectives.violation(np.array([[1, 2]]), [parse_constraint("size<=5MB")])
+
+
+def test_objectives_of_several_targets_stand_side_by_side() -> None:
+    names = ("error", "latency@pixel4", "latency@host", "energy@pixel4", "size")
+    objectives = Objectives(names, {name: lambda g, i=i: g[:, 0] * float(i) for i, name in enumerate(names)})
+    np.testing.assert_array_equal(objectives.values(np.array([[2, 0]]), [0.5]), [[0.5, 2, 4, 6, 8]])
+
+
 @pytest.mark.parametrize(
-    "names", [("error",), ("latency", "error"), ("error", "latency", "latency"), ("error", "energy"), ("error", "macs")]
+    "names",
+    [
+        ("error",),
+        ("latency", "error"),
+        ("error", "latency", "latency"),
+        ("error", "energy"),
+        ("error", "macs"),
+        ("error", "macs@a"),
+    ],
 )
 def test_objectives_must_be_known_distinct_and_computable(names: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):
@@ -90,4 +128,5 @@ def test_objectives_must_be_known_distinct_and_computable(names: tuple[str, ...]
 def test_values_are_shown_with_their_unit() -> None:
     assert show("error", 0.0812) == "8.1 %"
     assert show("latency", 0.6234) == "0.623 ms"
+    assert (show("latency@pixel4", 12.34), show("size", 5.04), show("energy@x", 3.2)) == ("12.3 ms", "5.04 MB", "3.2 mJ")
     assert (show("macs", 62.1e6), show("params", 3.5e9), show("params", 12)) == ("62.1M", "3.5G", "12")
