@@ -6,95 +6,174 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from natdeploy.tasks.augment import crop_resize, draw_views, jitter, normalise, resize
-from natdeploy.tasks.data import Pixels, Splits
+from natdeploy.tasks.augment import (
+    Augmentation,
+    apply_policy,
+    crop_resize,
+    draw_erased,
+    draw_mixing,
+    draw_views,
+    erase,
+    jitter,
+    mix,
+    normalise,
+    probabilities,
+    resize,
+)
+from natdeploy.tasks.data import Indices, Splits, balanced_order
+from natdeploy.tasks.pixels import PixelSource
 from natdeploy.tasks.task import SplitName
-
-LABEL_SMOOTHING = 0.1
 
 CACHE_BYTES = 2**28
 """For resized images: a search asks for the same ones for every architecture of a resolution."""
 
-_ORDER, _VIEWS = 0, 1
-"""Streams of chance: the order of an epoch, and the crops and colours of a step."""
+DEFAULT = Augmentation()
+
+AHEAD = 2
+"""Training batches that are decoded while one is learned from."""
+
+_ORDER, _VIEWS, _POLICY, _ERASED, _MIXING, _PART = range(6)
+"""Streams of chance: the order of an epoch; crops and colours, policy, erasing, and mixing of a step; the order of a part."""
 
 
 class Classification:
     """The task of one data set.
 
     Args:
-        pixels: decoded images.
+        pixels: where images come from.
         splits: indices into them.
         mean: of each colour, in a range of colours from 0 to 1; subtracted from the input.
         std: of each colour; the input is divided by it.
         seed: of the order and the augmentation of training images.
         flip: whether an image and its mirror image belong to the same class; not so for digits.
+        augmentation: of training images.
+        device: where batches are put together.
     """
 
     def __init__(
-        self, pixels: Pixels, splits: Splits, mean: Sequence[float], std: Sequence[float], seed: int, *, flip: bool = True
+        self,
+        pixels: PixelSource,
+        splits: Splits,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+        *,
+        flip: bool = True,
+        augmentation: Augmentation = DEFAULT,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.pixels = pixels
         self.splits = splits
+        self.mean = tuple(mean)
+        self.std = tuple(std)
         self.seed = seed
         self.flip = flip
-        self._mean = torch.tensor(mean, dtype=torch.float32)
-        self._std = torch.tensor(std, dtype=torch.float32)
+        self.augmentation = augmentation
+        self.device = torch.device(device)
+        self._mean = torch.tensor(mean, dtype=torch.float32, device=self.device)
+        self._std = torch.tensor(std, dtype=torch.float32, device=self.device)
         self._indices = {part.name: np.array(getattr(splits, part.name)) for part in fields(splits)}
-        self._resized: dict[tuple[SplitName, int, int, int], Tensor] = {}
+        self._epochs: dict[int, Indices] = {}
+        self._resized: dict[tuple[SplitName, int, int, int, int | None], tuple[Tensor, Indices]] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.pixels.source.classes
 
+    def with_splits(self, splits: Splits) -> Classification:
+        """The same task with other parts of the same images."""
+        return Classification(
+            self.pixels,
+            splits,
+            self.mean,
+            self.std,
+            self.seed,
+            flip=self.flip,
+            augmentation=self.augmentation,
+            device=self.device,
+        )
+
     def train_batch(self, step: int, resolution: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Randomly cropped, flipped and coloured training images: (b, 3, r, r) fp32 channels last, labels (b,).
+        """Augmented training images: (b, 3, r, r) fp32 channels last, and labels (b,), or where images are mixed, probabilities
+        (b, classes) fp32.
 
         Steps of one batch size walk through one permutation of the training images after the other, and every one of them can be
-        had without those before it.
+        had without those before it. What is drawn does not depend on the resolution: every size shows the same crops.
         """
         index = self._order(step * batch_size, batch_size)
-        rng = np.random.default_rng([self.seed, _VIEWS, step])
-        views = draw_views(batch_size, self.pixels.size, rng, flip=self.flip)
-        images = crop_resize(self.pixels.images, index, views, resolution)
-        return jitter(images, views, self._mean, self._std), self.pixels.labels[index]
+        images, index = self.pixels.take(index)
+        self.pixels.expect(self._order((step + 1) * batch_size, AHEAD * batch_size))
+        views = draw_views(len(index), self.pixels.size, self._rng(_VIEWS, step), self.augmentation, flip=self.flip)
+        images = crop_resize(images.to(self.device), views, resolution)
+        if self.augmentation.policy != "none":
+            images = apply_policy(images, self.augmentation.policy, int(self._rng(_POLICY, step).integers(2**63)))
+        images = jitter(images, views, self._mean, self._std)
+        if self.augmentation.erase:
+            images = erase(images, draw_erased(len(index), self._rng(_ERASED, step), self.augmentation.erase))
+        labels = self._labels(index)
+        if not self.augmentation.mixes:
+            return images, labels
+        targets = probabilities(labels, len(self.classes))
+        mixing = draw_mixing(len(index), self._rng(_MIXING, step), self.augmentation)
+        return (images, targets) if mixing is None else mix(images, targets, mixing)
 
-    def _order(self, start: int, count: int) -> npt.NDArray[np.int64]:
+    def _rng(self, stream: int, place: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, stream, place])
+
+    def _labels(self, index: Indices) -> Tensor:
+        return self.pixels.labels[torch.from_numpy(index)].to(self.device)
+
+    def _order(self, start: int, count: int) -> Indices:
         """Images `start` to `start + count` of the endless sequence of epochs, each a permutation of its own."""
-        train = self._indices["train"]
-        epochs = range(start // len(train), (start + count - 1) // len(train) + 1)
-        sequence = np.concatenate([np.random.default_rng([self.seed, _ORDER, epoch]).permutation(train) for epoch in epochs])
-        first = start - epochs[0] * len(train)
+        length = len(self._indices["train"])
+        epochs = range(start // length, (start + count - 1) // length + 1)
+        # A permutation of a million takes as long as a training step, so those in use are kept.
+        self._epochs = {epoch: self._epoch(epoch) for epoch in epochs}
+        sequence = np.concatenate([self._epochs[epoch] for epoch in epochs])
+        first = start - epochs[0] * length
         return sequence[first : first + count]
 
-    def batches(self, split: SplitName, resolution: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images of a split, resized: (b, 3, r, r) fp32 channels last, labels (b,); the last batch may be smaller."""
-        indices = self._indices[split]
-        for start in range(0, len(indices), batch_size):
-            index = torch.from_numpy(indices[start : start + batch_size])
-            key = (split, resolution, start, batch_size)
-            if (images := self._resized.get(key)) is None:
-                images = resize(self.pixels.images.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2), resolution)
-                if sum(map(torch.Tensor.numel, self._resized.values())) + images.numel() <= CACHE_BYTES:
-                    self._resized[key] = images
-            yield normalise(images, self._mean, self._std), self.pixels.labels[index]
+    def _epoch(self, epoch: int) -> Indices:
+        known = self._epochs.get(epoch)
+        return self._rng(_ORDER, epoch).permutation(self._indices["train"]) if known is None else known
 
-    def loss(self, logits: Tensor, targets: Tensor, teacher: Tensor | None = None) -> Tensor:
-        """Cross-entropy with label smoothing, plus, with a teacher's logits, cross-entropy against its probabilities.
+    def batches(
+        self, split: SplitName, resolution: int, batch_size: int, limit: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images of a split, resized: (b, 3, r, r) fp32 channels last, labels (b,); the last batch may be smaller.
 
-        The second term has temperature 1 and weight 1, as in once-for-all's progressive shrinking (arXiv 1908.09791), after
-        Hinton et al. (arXiv 1503.02531).
+        Args:
+            split: which.
+            resolution: r, px.
+            batch_size: b.
+            limit: take only the first so many of an order that is fixed and has equally many of every class.
         """
-        loss = cross_entropy(logits, targets, label_smoothing=LABEL_SMOOTHING)
-        if teacher is None:
-            return loss
-        return loss + cross_entropy(logits, teacher.detach().softmax(dim=1))
+        indices = self._part(split, limit)
+        starts = range(0, len(indices), batch_size)
+        for start in starts:
+            key = (split, resolution, start, batch_size, limit)
+            if (known := self._resized.get(key)) is None:
+                images, index = self.pixels.take(indices[start : start + batch_size])
+                self.pixels.expect(indices[start + batch_size : start + 2 * batch_size])
+                known = resize(images.to(self.device), resolution), index
+                if sum(held.numel() for held, _ in self._resized.values()) + known[0].numel() <= CACHE_BYTES:
+                    self._resized[key] = known
+            yield normalise(known[0], self._mean, self._std), self._labels(known[1])
+
+    def _part(self, split: SplitName, limit: int | None) -> Indices:
+        indices = self._indices[split]
+        if limit is None:
+            return indices
+        return balanced_order(indices, self.pixels.labels[torch.from_numpy(indices)].numpy(), [self.seed, _PART])[:limit]
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy with label smoothing against labels (b,) or probabilities (b, classes)."""
+        return cross_entropy(logits, targets.to(logits.device), label_smoothing=self.augmentation.label_smoothing)
 
     def correct(self, logits: Tensor, targets: Tensor) -> int:
         """How many images have their highest logit at their own class."""
-        return int((logits.argmax(dim=1) == targets).sum())
+        return int((logits.argmax(dim=1) == targets.to(logits.device)).sum())

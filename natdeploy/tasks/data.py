@@ -1,25 +1,19 @@
-"""Image folders: found, split, and decoded once into memory."""
+"""Which images there are, of which classes, and which part each belongs to."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from natdeploy.errors import DataError
-from natdeploy.progress import Progress, Silent
 
 MIN_IMAGES = 5
 """Images a class needs beside its test images, so that training keeps at least two of them."""
@@ -28,44 +22,68 @@ TEST_SHARE = 0.20
 VALIDATION_SHARE = 0.15
 CALIBRATION_SHARE = 0.10
 
+VALIDATION_IMAGES = 10_000
+"""At most, about: as many as NSGANetV2 takes on ImageNet; accuracy has a standard error of half a point at most."""
+
+CALIBRATION_IMAGES = 2_000
+"""At most, about: as many as once-for-all (arXiv 1908.09791) takes; every network passes over them."""
+
+LARGEST_VALIDATION = 1 / 3
+"""Share of a class. With it, the smallest class still trains on two images."""
+
 _TRAIN_FOLDERS = ("train", "val", "valid")
 _TEST_FOLDER = "test"
 _NAMED_AT_MOST = 3
 
 
+Bytes = npt.NDArray[np.uint8]
+Indices = npt.NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class ImageSet:
-    """The images of a folder, sorted by class and path.
+    """Images that are known by name, with their classes.
 
     Attributes:
         root: the folder.
-        classes: names, sorted; a label is an index into them.
-        paths: of the images (n), relative to `root`.
+        classes: names; a label is an index into them.
+        paths: of the images (n), relative to `root`, with `/` between folders; where `arrays` is given, just names.
         labels: (n).
-        is_test: (n), whether the image lies in the test folder; all False where there is none.
+        is_test: (n), whether the image belongs to the test part that came with the set; all False where none did.
         skipped: damaged files that were left out, each with the reason.
+        side: height and width of all images, px, where they have one size and it is known beforehand.
+        arrays: (n, side, side, 3) RGB, where the set keeps its images in a few large files.
     """
 
     root: Path
     classes: tuple[str, ...]
-    paths: tuple[Path, ...]
+    paths: tuple[str, ...]
     labels: tuple[int, ...]
     is_test: tuple[bool, ...]
-    skipped: tuple[tuple[Path, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    side: int | None = None
+    arrays: Bytes | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def fingerprint(self) -> str:
-        """SHA-256 over the names and sizes of all images: another value means another data set.
+        """SHA-256 that says whether this is the same data set: over the name and size of every file, without reading it; over
+        names, labels and pixels where the images are in memory anyway.
 
         Raises:
             DataError: an image has gone since the folder was scanned.
         """
         digest = hashlib.sha256()
+        if self.arrays is not None:
+            for path, label in zip(self.paths, self.labels, strict=True):
+                digest.update(f"{path}\0{label}\n".encode())
+            digest.update(np.ascontiguousarray(self.arrays).data)
+            return digest.hexdigest()
+        root = f"{self.root}{os.sep}"
         for path in self.paths:
             try:
-                digest.update(f"{path.as_posix()}\0{(self.root / path).stat().st_size}\n".encode())
+                digest.update(f"{path}\0{os.stat(root + path).st_size}\n".encode())  # noqa: PTH116 (a million of them)
             except OSError as error:
                 raise DataError(
                     f"{self.root / path} cannot be read ({error.strerror}); leave the folder alone while it is used"
@@ -91,7 +109,7 @@ class Splits:
 
     def to_json(self, images: ImageSet) -> dict[str, list[str]]:
         """Paths of the images of each part, relative to the data folder."""
-        return {part.name: [images.paths[index].as_posix() for index in getattr(self, part.name)] for part in fields(self)}
+        return {part.name: [images.paths[index] for index in getattr(self, part.name)] for part in fields(self)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Sequence[str]], images: ImageSet) -> Splits:
@@ -100,31 +118,11 @@ class Splits:
         Raises:
             DataError: an image of the parts is not in the set any more.
         """
-        index = {path.as_posix(): i for i, path in enumerate(images.paths)}
+        index = {path: i for i, path in enumerate(images.paths)}
         gone = [path for part in fields(cls) for path in values[part.name] if path not in index]
         if gone:
-            raise DataError(f"{images.root} has changed: {_listed(gone)} missing or damaged; restore it or start a new run")
+            raise DataError(f"{images.root} has changed: {listed(gone)} missing or damaged; restore it or start a new run")
         return cls(**{part.name: tuple(sorted(index[path] for path in values[part.name])) for part in fields(cls)})
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """Decoded images.
-
-    Attributes:
-        source: the set they come from, without the damaged ones.
-        images: (n, 3, size, size) uint8, RGB; channels last in memory, which makes cropping and resizing twice as fast.
-        labels: (n,) int64.
-    """
-
-    source: ImageSet
-    images: Tensor
-    labels: Tensor
-
-    @property
-    def size(self) -> int:
-        """Height and width, px."""
-        return self.images.shape[-1]
 
 
 def scan_images(root: Path) -> ImageSet:
@@ -139,20 +137,47 @@ def scan_images(root: Path) -> ImageSet:
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; give a folder that holds one folder of images a class")
     parts = _parts(root)
+    return collect(root, [part for part in parts if part != _TEST_FOLDER], _TEST_FOLDER if _TEST_FOLDER in parts else None)
+
+
+def collect(root: Path, learned: Sequence[str], test: str | None, side: int | None = None) -> ImageSet:
+    """The images of one folder a class, sorted by class and path.
+
+    Args:
+        root: of the set.
+        learned: folders below it that hold the class folders; "" is `root` itself.
+        test: folder of the test part.
+        side: height and width of all images, px, if known.
+
+    Raises:
+        DataError: the folders have different classes, only one, or a class has too few images.
+    """
+    parts = [*learned, *([] if test is None else [test])]
     classes = _class_names(root / parts[0])
     index = {name: label for label, name in enumerate(classes)}
-    found: list[tuple[int, Path, bool]] = []
+    found: list[tuple[int, str, bool]] = []
     for part in parts:
-        names = _class_names(root / part)
+        folder = root / part
+        names = _class_names(folder)
         if names != classes:
             differ = sorted(set(names) ^ set(classes))
-            raise DataError(f"{root / parts[0]} and {root / part} have different classes: {_listed(differ)} only in one of them")
-        samples = make_dataset(root / part, index, extensions=IMG_EXTENSIONS, allow_empty=True)
-        found += [(label, Path(path).relative_to(root), part == _TEST_FOLDER) for path, label in samples]
-    found.sort(key=lambda sample: (sample[0], sample[1].as_posix()))
-    labels, paths, is_test = zip(*found, strict=True) if found else ((), (), ())
-    images = ImageSet(root, classes, paths, labels, is_test)
-    _require_enough(images)
+            raise DataError(f"{root / parts[0]} and {folder} have different classes: {listed(differ)} only in one of them")
+        # Paths as text: objects would take a gigabyte for ImageNet.
+        start, before = len(os.path.join(folder, "")), f"{part}/" if part else ""  # noqa: PTH118
+        samples = make_dataset(folder, index, extensions=IMG_EXTENSIONS, allow_empty=True)
+        found += [(label, before + path[start:].replace(os.sep, "/"), part == test) for path, label in samples]
+    return image_set(root, classes, sorted(found), side)
+
+
+def image_set(root: Path, classes: Sequence[str], samples: Sequence[tuple[int, str, bool]], side: int | None = None) -> ImageSet:
+    """An ImageSet of samples: label, path below `root`, whether it is for the test.
+
+    Raises:
+        DataError: a class has too few images.
+    """
+    labels, paths, is_test = zip(*samples, strict=True) if samples else ((), (), ())
+    images = ImageSet(root, tuple(classes), paths, labels, is_test, side=side)
+    require_enough(images)
     return images
 
 
@@ -184,135 +209,85 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def _require_enough(images: ImageSet) -> None:
-    """Every class must have an image for every split."""
+def require_enough(images: ImageSet) -> None:
+    """Every class must have an image for every split.
+
+    Raises:
+        DataError: one has not; it is named, with how many it has.
+    """
     learned = Counter(label for label, is_test in zip(images.labels, images.is_test, strict=True) if not is_test)
     tested = Counter(label for label, is_test in zip(images.labels, images.is_test, strict=True) if is_test)
     for label, name in enumerate(images.classes):
         if learned[label] < MIN_IMAGES:
             reason = f" ({len(images.skipped)} damaged files were left out)" if images.skipped else ""
+            extensions = "" if learned[label] else f", with an extension of {', '.join(IMG_EXTENSIONS)}"
             raise DataError(
                 f"class {name!r} in {images.root} has {learned[label]} images to learn from{reason}; "
-                f"at least {MIN_IMAGES} are needed, with an extension of {', '.join(IMG_EXTENSIONS)}"
+                f"at least {MIN_IMAGES} are needed{extensions}"
             )
         if tested and not tested[label]:
-            raise DataError(f"class {name!r} has no images in {images.root / _TEST_FOLDER}; add some, or remove the class")
+            raise DataError(f"class {name!r} has no images in the test part of {images.root}; add some, or remove the class")
 
 
-def split(images: ImageSet, seed: int) -> Splits:
+def split(images: ImageSet, seed: int, *, validation: int | None = None) -> Splits:
     """Splits class by class, by chance that depends on `seed` and the images alone.
 
-    The test images are those of the test folder, or 20 % of every class where there is none. Of the rest 15 % are for validation,
-    10 % for calibration, at least one of each a class, and the others for training.
+    The test images are those that came as such, or 20 % of every class where none did. Of the rest 15 % are for validation and
+    10 % for calibration, but not more than `VALIDATION_IMAGES` and `CALIBRATION_IMAGES`, at least one of each a class, and the
+    others for training.
+
+    Args:
+        images: what to split.
+        seed: of the choice.
+        validation: images for validation in all, about; at most a third of every class.
     """
     has_test = any(images.is_test)
     test = [index for index, is_test in enumerate(images.is_test) if is_test]
-    train: list[int] = []
-    validation: list[int] = []
-    calibration: list[int] = []
     labels = np.array(images.labels)
     learned = ~np.array(images.is_test)
+    orders: list[list[int]] = []
     for label in range(len(images.classes)):
         order = np.random.default_rng([seed, label]).permutation(np.flatnonzero((labels == label) & learned)).tolist()
-        if not has_test:
-            cut = _share(len(order), TEST_SHARE)
-            test += order[:cut]
-            order = order[cut:]
-        first = _share(len(order), VALIDATION_SHARE)
-        second = first + _share(len(order), CALIBRATION_SHARE)
-        validation += order[:first]
+        cut = 0 if has_test else _share(len(order), TEST_SHARE)
+        test += order[:cut]
+        orders.append(order[cut:])
+    rest = sum(map(len, orders))
+    validated = (
+        min(VALIDATION_SHARE, VALIDATION_IMAGES / rest) if validation is None else min(validation / rest, LARGEST_VALIDATION)
+    )
+    calibrated = min(CALIBRATION_SHARE, CALIBRATION_IMAGES / rest)
+    train: list[int] = []
+    validating: list[int] = []
+    calibration: list[int] = []
+    for order in orders:
+        first = _share(len(order), validated)
+        second = first + _share(len(order), calibrated)
+        validating += order[:first]
         calibration += order[first:second]
         train += order[second:]
-    return Splits(tuple(sorted(train)), tuple(sorted(validation)), tuple(sorted(calibration)), tuple(sorted(test)))
+    return Splits(tuple(sorted(train)), tuple(sorted(validating)), tuple(sorted(calibration)), tuple(sorted(test)))
+
+
+def balanced_order(indices: Indices, labels: Indices, seed: Sequence[int]) -> Indices:
+    """The same indices in an order whose beginnings, however long, have equally many of every class, as far as they last.
+
+    Args:
+        indices: (n) into a set.
+        labels: (n) of these images.
+        seed: of the choice within a class; a class is ordered alike whatever the others hold.
+    """
+    turns = np.empty(len(indices), dtype=np.int64)
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        turns[own] = np.random.default_rng([*seed, int(label)]).permutation(len(own))
+    return indices[np.lexsort((labels, turns))]
 
 
 def _share(count: int, share: float) -> int:
     return max(1, round(count * share))
 
 
-def decode(images: ImageSet, size: int, *, strict: bool = False, progress: Progress | None = None) -> Pixels:
-    """Reads every image: upright (EXIF), RGB, shorter side resized to `size`, centre square.
-
-    Args:
-        images: what to read.
-        size: height and width of the result, px.
-        strict: a damaged file is an error; otherwise it is left out, and named in `Pixels.source.skipped`.
-        progress: is told about every image.
-
-    Raises:
-        DataError: the result would not fit into half of the memory that is free, a file is damaged and `strict` is set, or so many
-            files are damaged that a class has too few images left.
-    """
-    progress = progress or Silent()
-    _require_memory(len(images) * 3 * size * size)
-    pixels = torch.empty((len(images), size, size, 3), dtype=torch.uint8)
-    kept: list[int] = []
-    skipped: list[tuple[Path, str]] = []
-    with progress.task("decoding images", len(images), "images") as advance:
-        for index, path in enumerate(images.paths):
-            image = _read(images.root / path, size)
-            if isinstance(image, str):
-                skipped.append((path, image))
-            else:
-                pixels[len(kept)] = torch.from_numpy(image)
-                kept.append(index)
-            advance(1)
-    if skipped and strict:
-        named = _listed([f"{images.root / path} ({reason})" for path, reason in skipped])
-        raise DataError(f"{len(skipped)} of {len(images)} images cannot be decoded: {named}; mend or remove them")
-    source = ImageSet(
-        images.root,
-        images.classes,
-        tuple(images.paths[index] for index in kept),
-        tuple(images.labels[index] for index in kept),
-        tuple(images.is_test[index] for index in kept),
-        images.skipped + tuple(skipped),
-    )
-    _require_enough(source)
-    return Pixels(source, pixels[: len(kept)].permute(0, 3, 1, 2), torch.tensor(source.labels))
-
-
-def _read(path: Path, size: int) -> npt.NDArray[np.uint8] | str:
-    """One image (size, size, 3), or why it cannot be read."""
-    try:
-        # Pillow warns of what it can read all the same; what it cannot read is reported below.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
-            # Lets the JPEG decoder leave out detail that resizing would drop: three times as fast on a camera's photos.
-            file.draft("RGB", (2 * size, 2 * size))
-            image = ImageOps.exif_transpose(file)
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
-        return " ".join(str(error).replace(str(path), path.name).split()) or type(error).__name__
-    if image.mode.startswith("I;16"):
-        # Pillow's own conversion clips 16 bits to 8, which leaves a white image.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        return f"pixels of 32 bits (mode {image.mode}) have no known range"
-    square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-    return np.array(square)
-
-
-def _require_memory(needed: int) -> None:
-    available = _available_bytes()
-    if available is not None and needed > available / 2:
-        raise DataError(
-            f"the decoded images need {needed / 2**30:.1f} GB of memory, which is more than half of the {available / 2**30:.1f} GB "
-            "that are free; use fewer images or a machine with more memory"
-        )
-
-
-def _available_bytes() -> int | None:
-    """Memory that can be had without swapping; None on systems that do not say."""
-    if sys.platform != "linux":
-        return None
-    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(facts["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and limit.read_text().strip() != "max":
-        available = min(available, int(limit.read_text()) - int(used.read_text()))
-    return available
-
-
-def _listed(names: Iterable[str | os.PathLike[str]]) -> str:
+def listed(names: Iterable[str | os.PathLike[str]]) -> str:
     every = [str(name) for name in names]
     more = len(every) - _NAMED_AT_MOST
     return ", ".join(every[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

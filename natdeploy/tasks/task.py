@@ -18,13 +18,18 @@ class Task(Protocol):
         """Names of the outputs, in order."""
 
     def train_batch(self, step: int, resolution: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Augmented inputs (b, 3, r, r) and targets (b,) of one training step; the same for the same step, whatever came before."""
+        """Augmented inputs (b, 3, r, r) of one training step, and labels (b,) int64 or probabilities (b, classes) fp32.
 
-    def batches(self, split: SplitName, resolution: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image of a split once, as it is deployed, in a fixed order."""
+        The same for the same step, whatever came before.
+        """
 
-    def loss(self, logits: Tensor, targets: Tensor, teacher: Tensor | None = None) -> Tensor:
-        """Mean loss () over a batch; `teacher` holds the logits of a better network on the same inputs."""
+    def batches(
+        self, split: SplitName, resolution: int, batch_size: int, limit: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image of a split once, as it is deployed, in a fixed order; with a limit, only a fixed part of so many."""
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss () over a batch."""
 
     def correct(self, logits: Tensor, targets: Tensor) -> int:
         """How many of a batch are right."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
-from natdeploy.tasks import Classification, ImageSet, Pixels, Task, decode, scan_images, split
-from natdeploy.tasks.augment import LUMA, Views, crop_resize, draw_views, jitter, normalise, resize
-from natdeploy.tasks.data import MIN_IMAGES
+from natdeploy.tasks import Augmentation, Classification, ImageSet, Pixels, Task, decode, scan_images, split
+from natdeploy.tasks.augment import (
+    LUMA,
+    Views,
+    apply_policy,
+    crop_resize,
+    draw_erased,
+    draw_views,
+    erase,
+    jitter,
+    normalise,
+    resize,
+)
+from natdeploy.tasks.data import MIN_IMAGES, balanced_order
 
+DEFAULT = Augmentation()
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
@@ -31,7 +46,7 @@ def numbered(per_class: int, classes: int = 3, size: int = 8) -> Pixels:
     """Image i is of the one colour (i, 255 - i, 0)."""
     n = per_class * classes
     labels = tuple(label for label in range(classes) for _ in range(per_class))
-    paths = tuple(Path(f"{label}/{i:03}.png") for i, label in enumerate(labels))
+    paths = tuple(f"{label}/{i:03}.png" for i, label in enumerate(labels))
     source = ImageSet(Path("root"), tuple(map(str, range(classes))), paths, labels, (False,) * n)
     colours = torch.tensor([[i, 255 - i, 0] for i in range(n)], dtype=torch.uint8)
     images = colours[:, None, None, :].expand(n, size, size, 3).contiguous().permute(0, 3, 1, 2)
@@ -53,7 +68,7 @@ def seen(task: Classification, step: int, batch_size: int) -> list[int]:
 @settings(deadline=None)
 @given(st.integers(1, 40), st.integers(8, 300), st.integers(0, 2**32), st.booleans())
 def test_views_lie_in_the_image(n: int, size: int, seed: int, flip: bool) -> None:
-    views = draw_views(n, size, np.random.default_rng(seed), flip=flip)
+    views = draw_views(n, size, np.random.default_rng(seed), DEFAULT, flip=flip)
     top, left, height, width = views.boxes.T
     assert (views.boxes >= 0).all()
     assert (height >= 1).all()
@@ -64,7 +79,7 @@ def test_views_lie_in_the_image(n: int, size: int, seed: int, flip: bool) -> Non
 
 
 def test_views_keep_the_promised_area_and_shape() -> None:
-    views = draw_views(4000, 1000, np.random.default_rng(0), flip=True)
+    views = draw_views(4000, 1000, np.random.default_rng(0), DEFAULT, flip=True)
     _, _, height, width = views.boxes.T
     area, ratio = height * width / 1e6, width / height
     assert area.min() > 0.349
@@ -78,11 +93,11 @@ def test_views_keep_the_promised_area_and_shape() -> None:
 
 
 def test_crops_are_those_of_torchvision(flowers: Pixels) -> None:
-    views = draw_views(6, 224, np.random.default_rng(3), flip=True)
+    views = draw_views(6, 224, np.random.default_rng(3), DEFAULT, flip=True)
     index = np.array([7, 0, 3, 3, 9, 1])
     assert views.flips.any()
     assert not views.flips.all()
-    ours = crop_resize(flowers.images, index, views, 96)
+    ours = crop_resize(flowers.images[index], views, 96)
     for place, (image, box, flip) in enumerate(zip(index, views.boxes.tolist(), views.flips, strict=True)):
         theirs = reference.resized_crop(flowers.images[image].contiguous().float(), *box, [96, 96], antialias=True)
         theirs = reference.horizontal_flip(theirs) if flip else theirs
@@ -93,7 +108,7 @@ def test_crops_are_those_of_torchvision(flowers: Pixels) -> None:
 def test_colours_change_as_in_torchvision(flowers: Pixels) -> None:
     # Away from black and white nothing is clipped, so that torchvision's clipping does not show.
     images = (flowers.images[:4] // 2 + 50).contiguous(memory_format=torch.channels_last)
-    views = draw_views(4, 224, np.random.default_rng(5), flip=True)
+    views = draw_views(4, 224, np.random.default_rng(5), DEFAULT, flip=True)
     ours = jitter(images, views, torch.tensor(MEAN), torch.tensor(STD))
     for place in range(4):
         image = images[place].float() / 255
@@ -231,6 +246,163 @@ def test_resized_images_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyP
     assert len(calls) == 2 * len(first) - 1  # room for one batch of them
 
 
+@pytest.mark.parametrize("limit", [1, 7, 12, 40])
+def test_a_part_of_a_split_is_fixed_balanced_and_nested(limit: int) -> None:
+    task = plain(numbered(40, classes=5))
+    whole = torch.cat([x for x, _ in task.batches("validation", 8, 4)])
+    every = {tuple(image.flatten().tolist()) for image in whole}
+    batches = list(task.batches("validation", 8, 4, limit))
+    images, labels = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    part = [tuple(image.flatten().tolist()) for image in images]
+    assert len(part) == len(set(part)) == min(limit, len(whole))
+    assert set(part) <= every
+    counts = np.bincount(labels, minlength=5)
+    assert counts.max() - counts.min() <= 1
+    longer = torch.cat([x for x, _ in plain(task.pixels, seed=0).batches("validation", 8, 9, limit + 5)])
+    assert torch.equal(longer[: len(images)], images)
+
+
+def test_a_part_lasts_as_long_as_every_class_does() -> None:
+    labels = np.array([0] * 2 + [1] * 10)
+    order = balanced_order(np.arange(12), labels, [0])
+    assert sorted(order) == list(range(12))
+    assert labels[order].tolist() == [0, 1, 0, 1, *[1] * 8]
+
+
+# ---- mixing, erasing, policies
+
+
+def with_augmentation(pixels: Pixels, **settings: object) -> Classification:
+    return Classification(
+        pixels, split(pixels.source, 0), (0.5,) * 3, (0.5,) * 3, 0, augmentation=Augmentation.model_validate(settings)
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mixup": 0.4, "mix_probability": 1.0},
+        {"cutmix": 1.0, "mix_probability": 1.0},
+        {"mixup": 0.2, "cutmix": 1.0},
+        {"policy": "randaugment"},
+        {"policy": "autoaugment"},
+        {"erase": 0.5},
+    ],
+    ids=str,
+)
+def test_augmentation_depends_on_seed_and_step_alone(flowers: Pixels, settings: dict[str, object]) -> None:
+    task, plainly = with_augmentation(flowers, **settings), with_augmentation(flowers)
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    first = task.train_batch(3, 48, 6)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(2)
+    np.random.seed(2)
+    task.train_batch(2, 48, 6)
+    again = with_augmentation(flowers, **settings).train_batch(3, 48, 6)
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    assert first[0].is_contiguous(memory_format=torch.channels_last)
+    assert first[0].shape == (6, 3, 48, 48) and first[0].dtype == torch.float32
+    assert any(not torch.equal(task.train_batch(step, 48, 6)[0], plainly.train_batch(step, 48, 6)[0]) for step in range(4))
+
+
+@pytest.mark.parametrize("settings", [{"policy": "randaugment"}, {"mixup": 1.0, "cutmix": 1.0}, {"erase": 1.0}], ids=str)
+def test_every_resolution_shows_the_same_changes(flowers: Pixels, settings: dict[str, object]) -> None:
+    task = with_augmentation(flowers, **settings)
+    for step in range(4):
+        (small, soft), (large, same) = task.train_batch(step, 64, 6), task.train_batch(step, 192, 6)
+        shrunk = reference.resize(large, [64, 64], antialias=True)
+        assert (small - shrunk).abs().mean() < 0.12  # of a range of 2; another crop is 0.5 away
+        assert (soft.float() - same.float()).abs().max() < 0.04
+
+
+def test_mixed_targets_are_the_shares_of_what_is_seen() -> None:
+    """Every image has the one colour of its class, so that a picture's mean says how much of each class is in it."""
+    pixels = numbered(10, size=32)
+    for label in range(3):
+        pixels.images[pixels.labels == label] = 255 * torch.eye(3, dtype=torch.uint8)[label].view(3, 1, 1)
+    for mixes in ({"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}):
+        augmentation = Augmentation(jitter=0, mix_probability=0.75, **mixes)
+        task = Classification(pixels, split(pixels.source, 0), (0.0,) * 3, (1.0,) * 3, 0, augmentation=augmentation)
+        mixed = 0
+        for step in range(40):
+            x, y = task.train_batch(step, 24, 8)
+            assert y.shape == (8, 3) and y.dtype == torch.float32
+            assert torch.allclose(y.sum(dim=1), torch.ones(8))
+            assert torch.allclose(x.mean(dim=(2, 3)), y, atol=1e-5)
+            mixed += bool(((y > 0) & (y < 1)).any())
+            if "mixup" not in mixes:
+                assert set(x.unique().tolist()) <= {0.0, 1.0}
+        assert 20 <= mixed < 38
+
+
+def test_what_is_erased_is_the_mean_colour() -> None:
+    boxes = draw_erased(2000, np.random.default_rng(0), 0.25)
+    whole = ~boxes.any(axis=1)
+    assert abs(whole.mean() - 0.75) < 0.03
+    top, left, height, width = boxes[~whole].T
+    assert ((top >= 0) & (left >= 0) & (top + height <= 1) & (left + width <= 1)).all()
+    assert (height * width).min() > 0.019 and (height * width).max() < 0.331
+    images = torch.ones(3, 3, 20, 20)
+    erase(images, np.array([[0.25, 0.5, 0.25, 0.5], [0, 0, 0, 0], [0, 0, 1, 1]]))
+    assert (images[0] == 0).sum() == 3 * 5 * 10 and (images[0, :, 5:10, 10:] == 0).all()
+    assert images[1].min() == 1 and images[2].max() == 0
+
+
+def test_policies_are_torchvisions(flowers: Pixels) -> None:
+    images = flowers.images[:4]
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        theirs = torch.stack([v2.RandAugment(2, 9)(image) for image in images])
+    assert torch.equal(apply_policy(images, "randaugment", 7), theirs)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"scale": (0.5, 0.2)}, {"scale": (0.5, 2)}, {"ratio": (0, 1)}, {"ratio": (1, math.inf)}, {"jitter": 1}),
+        *({"mixup": -1}, {"mixup": math.nan}, {"erase": 2}, {"policy": "mine"}, {"x": 1}),
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Augmentation.model_validate(settings)
+
+
+# ---- devices
+
+
+def test_floats_give_the_bytes_within_a_grey_level(flowers: Pixels) -> None:
+    """Accelerators resize floats. On the CPU the same code can be had by asking for it with floats."""
+    views = draw_views(6, 224, np.random.default_rng(3), DEFAULT, flip=True)
+    images = flowers.images[:6]
+    for resolution in (96, 224, 256):
+        floats, exact = crop_resize(images.float(), views, resolution), crop_resize(images, views, resolution)
+        assert floats.dtype == torch.uint8
+        assert (floats.int() - exact.int()).abs().max() <= 1
+        assert (resize(images.float(), resolution).int() - resize(images, resolution).int()).abs().max() <= 1
+
+
+def test_batches_are_put_together_on_the_device(flowers: Pixels) -> None:
+    """On torch's device without data: whatever is left on the CPU cannot be combined with it."""
+    task = Classification(
+        flowers,
+        split(flowers.source, 0),
+        MEAN,
+        STD,
+        0,
+        augmentation=Augmentation(mixup=0.3, cutmix=0.3, mix_probability=1, erase=0.5),
+        device="meta",
+    )
+    for images, targets in (*(task.train_batch(step, 64, 4) for step in range(4)), *task.batches("validation", 64, 4)):
+        assert images.device.type == targets.device.type == "meta"
+        assert images.shape[1:] == (3, 64, 64) and images.dtype == torch.float32
+    moved = task.with_splits(task.splits)
+    assert (moved.device, moved.augmentation, moved.seed) == (task.device, task.augmentation, task.seed)
+    assert flowers.to(torch.device("meta")).images.device.type == "meta"
+
+
 # ---- loss and metric
 
 
@@ -240,22 +412,26 @@ def numpy_log_softmax(logits: Tensor) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def test_the_loss_is_smoothed_cross_entropy_plus_that_against_the_teacher() -> None:
+def test_the_loss_is_smoothed_cross_entropy() -> None:
     task = plain(numbered(5, classes=4))
     generator = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(6, 4, generator=generator)).requires_grad_()
-    teacher = (3 * torch.randn(6, 4, generator=generator)).requires_grad_()
     y = torch.tensor([0, 1, 2, 3, 0, 1])
     log_p = numpy_log_softmax(logits)
     target = 0.9 * np.eye(4)[y.numpy()] + 0.1 / 4
     hard = -(target * log_p).sum(axis=1).mean()
-    soft = -(np.exp(numpy_log_softmax(teacher)) * log_p).sum(axis=1).mean()
     assert task.loss(logits, y).item() == pytest.approx(hard, rel=1e-5)
-    loss = task.loss(logits, y, teacher)
-    assert loss.item() == pytest.approx(hard + soft, rel=1e-5)
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert logits.grad is not None
-    assert teacher.grad is None
+    assert task.loss(logits, torch.eye(4)[y]).item() == pytest.approx(hard, rel=1e-5)
+    blurred = torch.softmax(torch.randn(6, 4, generator=generator), dim=1)
+    target = 0.9 * blurred.numpy() + 0.1 / 4
+    mixed = -(target * log_p).sum(axis=1).mean()
+    assert task.loss(logits, blurred).item() == pytest.approx(mixed, rel=1e-5)
+    assert with_augmentation(task.pixels, label_smoothing=0).loss(logits, y).item() == pytest.approx(
+        -log_p[np.arange(6), y.numpy()].mean(), rel=1e-5
+    )
+    task.loss(logits, y).backward()  # type: ignore[no-untyped-call]
+    expected = (torch.softmax(logits.detach(), dim=1).numpy() - (0.9 * np.eye(4)[y.numpy()] + 0.1 / 4)) / 6
+    np.testing.assert_allclose(logits.grad, expected, atol=1e-6)
 
 
 def test_correct_counts_highest_logits() -> None:

@@ -1,37 +1,18 @@
 from __future__ import annotations
 
-import io
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
+from folders import fill, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
 from natdeploy.errors import DataError
-from natdeploy.tasks import ImageSet, Splits, data, decode, scan_images, split
-from natdeploy.tasks.data import MIN_IMAGES
-
-
-def save(path: Path, image: Image.Image | None = None) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (image or Image.new("RGB", (8, 8), (200, 100, 50))).save(path)
-    return path
-
-
-def fill(folder: Path, classes: Sequence[str] = ("cat", "dog"), count: int = MIN_IMAGES) -> Path:
-    for name in classes:
-        for number in range(count):
-            save(folder / name / f"{number}.png")
-    return folder
+from natdeploy.tasks import ImageSet, Splits, scan_images, split
+from natdeploy.tasks.data import CALIBRATION_IMAGES, MIN_IMAGES, VALIDATION_IMAGES
 
 
 def parts(splits: Splits) -> dict[str, tuple[int, ...]]:
@@ -50,7 +31,7 @@ def test_flowers_are_found_with_their_test_folder(shared: Path) -> None:
         (label, is_test): 20 if is_test else 60 for label in range(12) for is_test in (False, True)
     }
     for path, label, is_test in zip(images.paths, images.labels, images.is_test, strict=True):
-        assert path.parts[:2] == ("test" if is_test else "train", images.classes[label])
+        assert Path(path).parts[:2] == ("test" if is_test else "train", images.classes[label])
 
 
 def test_a_flat_folder_has_no_test_images(tmp_path: Path) -> None:
@@ -61,7 +42,7 @@ def test_a_flat_folder_has_no_test_images(tmp_path: Path) -> None:
     (tmp_path / "readme.md").touch()
     images = scan_images(tmp_path)
     assert images.classes == ("cat", "dog")
-    assert [path.as_posix() for path in images.paths[:6]] == [*(f"cat/{i}.png" for i in range(5)), "cat/deeper/more.JPG"]
+    assert [*images.paths[:6]] == [*(f"cat/{i}.png" for i in range(5)), "cat/deeper/more.JPG"]
     assert images.labels == (0,) * 6 + (1,) * 5
     assert not any(images.is_test)
 
@@ -72,7 +53,7 @@ def test_validation_folders_are_learned_from(tmp_path: Path, name: str) -> None:
     fill(tmp_path / name, count=1)
     fill(tmp_path / "test", count=2)
     images = scan_images(tmp_path)
-    assert Counter(path.parts[0] for path in images.paths) == {"train": 8, name: 2, "test": 4}
+    assert Counter(path.split("/")[0] for path in images.paths) == {"train": 8, name: 2, "test": 4}
     assert sum(images.is_test) == 4
 
 
@@ -172,7 +153,7 @@ def image_set(learned: Sequence[int], tested: Sequence[int]) -> ImageSet:
     samples = [(label, False, i) for label, count in enumerate(learned) for i in range(count)]
     samples += [(label, True, i) for label, count in enumerate(tested) for i in range(count)]
     samples.sort()
-    paths = tuple(Path(f"{'test' if is_test else 'train'}/{label}/{i}.png") for label, is_test, i in samples)
+    paths = tuple(f"{'test' if is_test else 'train'}/{label}/{i}.png" for label, is_test, i in samples)
     names = tuple(map(str, range(len(learned))))
     return ImageSet(Path("root"), names, paths, tuple(s[0] for s in samples), tuple(s[1] for s in samples))
 
@@ -235,169 +216,23 @@ def test_splits_come_back_from_json_after_images_were_added() -> None:
         Splits.from_json(values, image_set([30, 39], [5, 5]))
 
 
-# ---- decoding
+def test_large_sets_validate_and_calibrate_on_a_bounded_part() -> None:
+    images = image_set([3000] * 40, [10] * 40)
+    splits = split(images, 0)
+    assert len(splits.validation) == VALIDATION_IMAGES
+    assert len(splits.calibration) == CALIBRATION_IMAGES
+    assert sum(map(len, parts(splits).values())) == len(images)
+    for part in (splits.validation, splits.calibration):
+        assert len(set(Counter(images.labels[index] for index in part).values())) == 1
 
 
-def decoded(tmp_path: Path, image: Image.Image, name: str, size: int, **options: object) -> torch.Tensor:
-    """One image (3, size, size), decoded from a file of its own."""
-    fill(tmp_path, ("b", "c"))
-    path = tmp_path / "a" / name
-    for number in range(MIN_IMAGES):
-        path.with_name(f"{number}-{name}").parent.mkdir(exist_ok=True)
-        image.save(path.with_name(f"{number}-{name}"), **options)
-    pixels = decode(scan_images(tmp_path), size)
-    assert not pixels.source.skipped
-    assert torch.equal(pixels.images[0], pixels.images[1])
-    return pixels.images[0]
-
-
-def test_a_photo_is_resized_by_its_shorter_side_and_cut_to_its_centre(tmp_path: Path, shared: Path) -> None:
-    photo = Image.open(sorted((shared / "data/flowers12/test/iris").iterdir())[0]).crop((0, 20, 224, 180))
-    ours = decoded(tmp_path, photo, "photo.png", 100)
-    theirs = pil_to_tensor(center_crop(resize(photo, [100]), [100]))
-    assert (ours.float() - theirs.float()).abs().mean() < 1.0  # half a pixel of rounding in the crop
-
-
-def test_a_large_photo_decodes_alike_with_less_detail_in_between(tmp_path: Path, shared: Path) -> None:
-    photo = Image.open(sorted((shared / "data/flowers12/test/iris").iterdir())[0]).resize((1600, 800))
-    ours = decoded(tmp_path, photo, "photo.jpg", 64, quality=95)
-    theirs = pil_to_tensor(center_crop(resize(photo, [64]), [64]))
-    assert (ours.float() - theirs.float()).abs().mean() < 1.5
-
-
-def test_a_photo_held_sideways_is_turned_upright(tmp_path: Path) -> None:
-    image = Image.new("RGB", (16, 16), "black")
-    image.paste("white", (0, 0, 16, 4))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: the first row is the right side
-    pixels = decoded(tmp_path, image, "photo.png", 16, exif=exif)
-    assert pixels[:, :, -4:].min() == 255
-    assert pixels[:, :, :-4].max() == 0
-
-
-@pytest.mark.parametrize(
-    ("image", "expected"),
-    [
-        (Image.new("L", (9, 9), 70), (70, 70, 70)),
-        (Image.new("1", (9, 9), 1), (255, 255, 255)),
-        (Image.new("RGBA", (9, 9), (10, 20, 30, 255)), (10, 20, 30)),
-        (Image.new("RGB", (9, 9), (10, 20, 30)).quantize(4), (10, 20, 30)),
-        (Image.fromarray(np.full((9, 9), 70 * 256, dtype=np.uint16)), (70, 70, 70)),
-    ],
-    ids=["grey", "one bit", "transparent", "palette", "16 bits"],
-)
-def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, image: Image.Image, expected: tuple[int, int, int]) -> None:
-    pixels = decoded(tmp_path, image, "image.png", 4)
-    assert torch.equal(pixels, torch.tensor(expected, dtype=torch.uint8).reshape(3, 1, 1).expand(3, 4, 4))
-
-
-def test_pixels_lie_channels_last_with_their_labels(tmp_path: Path) -> None:
-    images = scan_images(fill(tmp_path))
-    pixels = decode(images, 6)
-    assert pixels.source == images
-    assert pixels.size == 6
-    assert pixels.images.shape == (10, 3, 6, 6)
-    assert pixels.images.is_contiguous(memory_format=torch.channels_last)
-    assert pixels.images.dtype == torch.uint8
-    assert pixels.labels.tolist() == [0] * 5 + [1] * 5
-    assert pixels.images[0, :, 0, 0].tolist() == [200, 100, 50]
-
-
-class Counting:
-    def __init__(self) -> None:
-        self.calls: list[object] = []
-
-    @contextmanager
-    def task(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        self.calls.append((name, total, unit))
-        yield self.calls.append
-
-    def note(self, message: str) -> None:
-        self.calls.append(message)
-
-
-def test_progress_hears_of_every_image(tmp_path: Path) -> None:
-    progress = Counting()
-    decode(scan_images(fill(tmp_path)), 4, progress=progress)
-    assert progress.calls == [("decoding images", 10, "images"), *[1] * 10]
-
-
-def damage(folder: Path) -> list[Path]:
-    """Three images that cannot be read, in three ways."""
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    cut = save(folder / "cat" / "cut.jpg", photo)
-    cut.write_bytes(cut.read_bytes()[:-500])
-    (folder / "cat" / "empty.png").touch()
-    (folder / "dog" / "text.jpg").write_text("<html>404</html>")
-    return [Path("cat/cut.jpg"), Path("cat/empty.png"), Path("dog/text.jpg")]
-
-
-def test_damaged_images_are_left_out_and_named(tmp_path: Path) -> None:
-    bad = damage(fill(tmp_path))
-    pixels = decode(scan_images(tmp_path), 8)
-    assert [path for path, _ in pixels.source.skipped] == bad
-    assert "truncated" in pixels.source.skipped[0][1]
-    assert all(reason and str(tmp_path) not in reason for _, reason in pixels.source.skipped)
-    assert len(pixels.source) == len(pixels.images) == len(pixels.labels) == 10
-    assert not set(bad) & set(pixels.source.paths)
-    assert pixels.images[:, 0].min() == pixels.images[:, 0].max() == 200
-    assert split(pixels.source, 0) == split(scan_images(fill(tmp_path / "clean")), 0)
-
-
-def test_damaged_images_are_refused_when_asked(tmp_path: Path) -> None:
-    damage(fill(tmp_path))
-    (tmp_path / "dog" / "x.png").write_bytes(b"\x89PNG")
-    with pytest.raises(DataError, match=r"4 of 14 images cannot be decoded: .*cut\.jpg \(.*\), .*empty.png .* and 1 more; mend"):
-        decode(scan_images(tmp_path), 8, strict=True)
-
-
-def test_a_class_that_is_damaged_through_and_through_is_named(tmp_path: Path) -> None:
-    fill(tmp_path)
-    for path in (tmp_path / "dog").iterdir():
-        path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"class 'dog' .* has 0 images to learn from \(5 damaged files were left out\)"):
-        decode(scan_images(tmp_path), 8)
-
-
-def test_pixels_without_a_known_range_are_not_guessed(tmp_path: Path) -> None:
-    fill(tmp_path)
-    save(tmp_path / "cat" / "float.tif", Image.fromarray(np.zeros((8, 8), dtype=np.float32)))
-    pixels = decode(scan_images(tmp_path), 8)
-    assert pixels.source.skipped == ((Path("cat/float.tif"), "pixels of 32 bits (mode F) have no known range"),)
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM"])
-def test_no_damage_escapes(tmp_path: Path, kind: str) -> None:
-    """Bytes changed or lost anywhere give an image or a reason, never another error."""
-    rng = np.random.default_rng(1)
-    buffer = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(buffer, kind)
-    path = tmp_path / "image"
-    outcomes = Counter[type]()
-    for _ in range(60):
-        bad = bytearray(buffer.getvalue())
-        for position in rng.integers(0, min(len(bad), 400), 5):
-            bad[position] = rng.integers(256)
-        path.write_bytes(bad[: rng.integers(len(bad) // 2, len(bad))] if rng.random() < 0.5 else bad)
-        result = data._read(path, 16)
-        assert isinstance(result, str) or result.shape == (16, 16, 3)
-        outcomes[type(result)] += 1
-    assert outcomes[str] > 0
-
-
-def test_images_that_do_not_fit_into_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = scan_images(fill(tmp_path))
-    needed = 10 * 3 * 224 * 224
-    monkeypatch.setattr(data, "_available_bytes", lambda: 2 * needed - 1)
-    with pytest.raises(DataError, match=r"need 0\.0 GB of memory, which is more than half"):
-        decode(images, 224)
-    for enough in (2 * needed, None):
-        monkeypatch.setattr(data, "_available_bytes", lambda enough=enough: enough)
-        assert decode(images, 224).size == 224
-
-
-@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux says how much memory is free")
-def test_the_free_memory_is_less_than_all_there_is() -> None:
-    available = data._available_bytes()
-    assert available is not None
-    assert 2**20 < available < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+@settings(deadline=None)
+@given(COUNTS, st.integers(1, 1000))
+def test_validation_can_be_given(learned: list[int], wanted: int) -> None:
+    images = image_set(learned, [3] * len(learned))
+    splits = split(images, 0, validation=wanted)
+    assert sorted(index for part in parts(splits).values() for index in part) == list(range(len(images)))
+    for label, count in enumerate(learned):
+        size = {name: sum(images.labels[index] == label for index in part) for name, part in parts(splits).items()}
+        assert size["train"] >= 2 and min(size.values()) >= 1
+        assert size["validation"] == max(1, round(count * min(wanted / sum(learned), 1 / 3)))
