@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from natdeploy.space import Arch
+from natdeploy.stopwatch import timed
 from natdeploy.supernet import Subnet, Supernet, calibrate
 from natdeploy.tasks import SplitName, Task
 
@@ -40,20 +43,32 @@ class Verdict:
 def calibrated_subnet(supernet: Supernet, arch: Arch, task: Task) -> Subnet:
     """The network of an architecture with BatchNorm statistics of its own, from the calibration images, in evaluation mode."""
     device = next(supernet.parameters()).device
-    subnet = supernet.extract(arch).to(memory_format=torch.channels_last)
-    calibrate(subnet, (images.to(device) for images, _ in task.batches("calibration", arch.resolution, BATCH)))
+    with timed("judging: extraction"):
+        subnet = supernet.extract(arch).to(memory_format=torch.channels_last)
+    with timed("judging: BatchNorm pass"):
+        calibrate(subnet, (images.to(device) for images, _ in _read(task.batches("calibration", arch.resolution, BATCH))))
     return subnet
 
 
+def _read(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        with timed("images"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
 @torch.inference_mode()
-def judge(subnet: Subnet, task: Task, split: SplitName) -> Verdict:
-    """A network in evaluation mode on the images of a split."""
+def judge(subnet: Subnet, task: Task, split: SplitName, limit: int | None = None) -> Verdict:
+    """A network in evaluation mode on the images of a split, or on the first `limit` of a fixed order of them."""
     start = time.perf_counter()
     device = next(subnet.parameters()).device
     correct, total, loss = 0, 0, 0.0
-    for images, labels in task.batches(split, subnet.arch.resolution, BATCH):
-        logits = subnet(images.to(device)).cpu()
-        correct += task.correct(logits, labels)
-        loss += float(task.loss(logits, labels)) * len(labels)
-        total += len(labels)
+    with timed("judging: forward passes"):
+        for images, labels in _read(task.batches(split, subnet.arch.resolution, BATCH, limit)):
+            logits = subnet(images.to(device)).cpu()
+            correct += task.correct(logits, labels)
+            loss += float(task.loss(logits, labels)) * len(labels)
+            total += len(labels)
     return Verdict(correct, total, loss / total, time.perf_counter() - start)

@@ -30,9 +30,14 @@ class SharedSGD:
         for parameter in self.parameters:
             parameter.grad = None
 
+    def gradients(self) -> list[Tensor]:
+        """Of the parameters that have one, in their order."""
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """Moves every parameter that has a gradient."""
+        """Moves every parameter that has a gradient; all of them are finite."""
+        vectors = []
         for parameter in self.parameters:
             gradient = parameter.grad
             if gradient is None:
@@ -40,10 +45,22 @@ class SharedSGD:
             velocity = self.velocity.get(parameter)
             if velocity is None:
                 velocity = self.velocity[parameter] = torch.zeros_like(parameter)
-            unused = gradient == 0
             if parameter.ndim > 1:
-                gradient = gradient.add(parameter, alpha=self.weight_decay)
-            faster = gradient.add(velocity, alpha=self.momentum)
-            move = gradient.add(faster, alpha=self.momentum).masked_fill_(unused, 0)
-            torch.where(unused, velocity, faster, out=velocity)
-            parameter.sub_(move, alpha=learning_rate)
+                decayed = gradient.add(parameter, alpha=self.weight_decay)
+                parameter.sub_(self._move(gradient, decayed, velocity), alpha=learning_rate)
+            else:
+                vectors.append((parameter, gradient, velocity))
+        if vectors:  # two tensors of three, and a hundredth of the numbers: laid end to end, they cost a few calls
+            parameters, gradients, velocities = (list(each) for each in zip(*vectors, strict=True))
+            gradient, velocity, sizes = torch.cat(gradients), torch.cat(velocities), [len(each) for each in velocities]
+            move = self._move(gradient, gradient, velocity)
+            torch._foreach_add_(parameters, torch.split(move, sizes), alpha=-learning_rate)
+            torch._foreach_copy_(velocities, torch.split(velocity, sizes))
+
+    def _move(self, gradient: Tensor, decayed: Tensor, velocity: Tensor) -> Tensor:
+        """What is subtracted, times the learning rate, where `decayed` is the gradient with weight decay; the velocity moves on."""
+        # Ones and zeros: multiplying and interpolating by them selects exactly, in a twentieth of the time of masks on a CPU.
+        used = torch.ne(gradient, 0, out=torch.empty_like(gradient))
+        faster = decayed.add(velocity, alpha=self.momentum)
+        velocity.lerp_(faster, used)
+        return decayed.add(faster, alpha=self.momentum).mul_(used)

@@ -3,59 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
+from colours import LARGEST, SEED_ARCH, SMALLEST, SPACE, TASK, lesson_of
 from torch import Tensor, nn
 
-from natdeploy.errors import NatdeployError
-from natdeploy.space import Arch, get_space
-from natdeploy.space.catalog import plain_arch
 from natdeploy.supernet import Subnet, Supernet
 from natdeploy.supernet.layers import crop
-from natdeploy.tasks import SplitName, Task
 from natdeploy.training.adapt import Adapter, AdaptSettings, Lesson
-from natdeploy.training.loop import Trainer, TrainSettings
+from natdeploy.training.loop import DivergedError, Trainer, TrainSettings
 from natdeploy.training.memory import keep_freed_memory
 from natdeploy.training.optimizer import SharedSGD
 from natdeploy.training.plain import train_subnet
 
-SPACE = get_space("demo")
-SEED_ARCH = plain_arch(16, 1.0, (1, 1, 2, 1))
-
-
-class Colours:
-    """Two classes of noise, one of them brighter."""
-
-    classes = ("dark", "bright")
-
-    def train_batch(self, step: int, resolution: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(step)
-        labels = torch.randint(0, 2, (batch_size,), generator=generator)
-        noise = torch.randn(batch_size, 3, 1, 1, generator=generator).expand(-1, -1, resolution, resolution)
-        return noise * 0.1 + labels[:, None, None, None] * 2.0 - 1.0, labels
-
-    def batches(self, split: SplitName, resolution: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        yield self.train_batch(10**6, resolution, batch_size)
-
-    def loss(self, logits: Tensor, targets: Tensor, teacher: Tensor | None = None) -> Tensor:
-        loss = nn.functional.cross_entropy(logits, targets)
-        return loss if teacher is None else loss + nn.functional.cross_entropy(logits, teacher.softmax(1))
-
-    def correct(self, logits: Tensor, targets: Tensor) -> int:
-        return int((logits.argmax(1) == targets).sum())
-
-
-TASK: Task = Colours()
-
-
-def sampler(count: int, rng: np.random.Generator) -> Sequence[Arch]:
-    return SPACE.decode_all(SPACE.sample(count, rng))
-
-
-LESSON = Lesson(TASK, [SEED_ARCH, SPACE.decode(SPACE.upper)], sampler)
+LESSON = lesson_of(SEED_ARCH, LARGEST)
 
 
 def adapter(head_share: float = 0.25, steps: int = 8) -> Adapter:
@@ -68,9 +32,9 @@ def test_training_interrupted_and_reloaded_ends_with_the_same_bits() -> None:
     whole.run(8, LESSON, lambda: None)
     first = adapter()
     first.run(5, LESSON, lambda: None)
-    saved = {name: value.clone() for name, value in first.trainer.tensors().items()}
+    saved = {name: value.clone() for name, value in first.tensors().items()}
     second = adapter()
-    second.trainer.load_tensors(saved, 5)
+    second.load_tensors(saved, first.facts())
     second.run(8, LESSON, lambda: None)
     expected, found = whole.trainer.tensors(), second.trainer.tensors()
     assert expected.keys() == found.keys()
@@ -114,7 +78,7 @@ def test_average_is_the_exponential_mean_of_the_weights() -> None:
     def after() -> None:
         seen.append(model.weight.detach().clone())
 
-    trainer.run(40, lambda step: iter([(model(torch.ones(1, 1)) - 3.0).square().sum()]), after)
+    trainer.run(40, lambda step, rows: iter([(model(torch.ones(1, 1)) - 3.0).square().sum()]), after)
     for step, weight in enumerate(seen, start=1):
         decay = min(0.9, step / (step + 9))
         expected = decay * expected + (1 - decay) * weight
@@ -126,7 +90,7 @@ def test_weight_decay_spares_scales_and_biases() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     trainer = Trainer(model, TrainSettings(learning_rate=0.1, weight_decay=1.0, momentum=0.5, warmup=0.0), 10)
     weight, bias, scale = (model.state_dict()[name].clone() for name in ("0.weight", "0.bias", "1.weight"))
-    trainer.run(1, lambda step: iter([1e-12 * sum(p.sum() for p in model.parameters())]), lambda: None)  # type: ignore[list-item]
+    trainer.run(1, lambda step, rows: iter([1e-12 * sum(p.sum() for p in model.parameters())]), lambda: None)  # type: ignore[list-item]
     after = model.state_dict()
     assert (after["0.weight"].abs() < weight.abs()).all()
     torch.testing.assert_close(after["0.bias"], bias)
@@ -136,7 +100,7 @@ def test_weight_decay_spares_scales_and_biases() -> None:
 def test_autocast_computes_in_bfloat16_and_keeps_weights_in_fp32() -> None:
     model, seen = nn.Linear(4, 2), []
 
-    def losses(_: int) -> Iterator[Tensor]:
+    def losses(_: int, rows: slice) -> Iterator[Tensor]:
         logits = model(torch.ones(3, 4))
         seen.append(logits.dtype)
         yield logits.float().square().sum()
@@ -154,13 +118,13 @@ def test_a_supernet_learns_under_autocast() -> None:
     losses = []
     run = trained._losses
 
-    def watched(step: int, lesson: Lesson) -> Iterator[Tensor]:
-        for loss in run(step, lesson):
+    def watched(step: int, rows: slice, lesson: Lesson) -> Iterator[Tensor]:
+        for loss in run(step, rows, lesson):
             losses.append(float(loss.detach()))
             yield loss
 
     trained._losses = watched  # type: ignore[method-assign]
-    trained.run(20, Lesson(TASK, [SEED_ARCH], sampler), lambda: None)
+    trained.run(20, lesson_of(SEED_ARCH), lambda: None)
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:3])
 
 
@@ -178,17 +142,41 @@ def test_shared_sgd_is_torchs_where_every_element_is_used() -> None:
     torch.testing.assert_close(ours, theirs)
 
 
+def test_shared_sgd_selects_to_the_bit() -> None:
+    """Element by element, matrices and vectors: what has no gradient stays, the rest moves by the textbook's formula."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 3, 3, 3), (8,), (4, 8), (4,)]
+    ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    ours[0].data = ours[0].data.to(memory_format=torch.channels_last)
+    theirs, velocities = [p.detach().clone() for p in ours], [torch.zeros(shape) for shape in shapes]
+    shared = SharedSGD(ours, momentum=0.9, weight_decay=0.1)
+    for step in range(4):
+        for number, parameter in enumerate(ours):
+            used = torch.rand(parameter.shape, generator=generator) < 0.6
+            gradient = torch.randn(parameter.shape, generator=generator) * used
+            parameter.grad = None if (step + number) % 4 == 3 else gradient
+            if parameter.grad is None:
+                continue
+            decayed = gradient.add(theirs[number], alpha=0.1) if parameter.ndim > 1 else gradient
+            faster = decayed.add(velocities[number], alpha=0.9)
+            move = decayed.add(faster, alpha=0.9)
+            velocities[number] = torch.where(used, faster, velocities[number])
+            theirs[number] = torch.where(used, theirs[number].sub(move, alpha=0.05), theirs[number])
+        shared.step(0.05)
+    for parameter, weight, velocity in zip(ours, theirs, velocities, strict=True):
+        assert torch.equal(parameter, weight)
+        assert torch.equal(shared.velocity[parameter], velocity)
+
+
 def test_slices_that_a_step_does_not_use_stay_as_they_are() -> None:
     trained = adapter(steps=40)
-    smallest, largest = SPACE.decode(SPACE.lower), SPACE.decode(SPACE.upper)
-    leaders = {"large": Lesson(TASK, [largest], sampler), "small": Lesson(TASK, [smallest], sampler)}
     trained.settings = trained.settings.model_copy(update={"sampled_share": 0.0, "students": 0})
-    trained.run(3, leaders["large"], lambda: None)  # everything has momentum now
+    trained.run(3, lesson_of(LARGEST), lambda: None)  # everything has momentum now
     before = trained.trainer.model.state_dict()
     before = {name: value.clone() for name, value in before.items()}
-    trained.run(6, leaders["small"], lambda: None)
+    trained.run(6, lesson_of(SMALLEST), lambda: None)
     after = trained.trainer.model.state_dict()
-    used = trained._supernet.extract(smallest).state_dict()
+    used = trained._supernet.extract(SMALLEST).state_dict()
     for name, value in after.items():
         moved = value != before[name]
         inside = torch.zeros_like(moved)
@@ -198,11 +186,36 @@ def test_slices_that_a_step_does_not_use_stay_as_they_are() -> None:
     assert not torch.equal(after["classifier.weight"], before["classifier.weight"])
 
 
-def test_diverged_training_stops_with_advice() -> None:
+@pytest.mark.parametrize(
+    ("loss", "what"),
+    [
+        (lambda weight: weight.sum() * float("nan"), "the loss is nan"),
+        (lambda weight: weight.sum() * float("inf"), "the loss is inf"),
+        (lambda weight: (weight - weight.detach()).abs().sqrt().sum(), "the norm of the gradient is"),
+    ],
+)
+def test_divergence_is_found_before_the_weights_move(loss: Callable[[Tensor], Tensor], what: str) -> None:
     model = nn.Linear(1, 1)
-    trainer = Trainer(model, TrainSettings(), 10)
-    with pytest.raises(NatdeployError, match="lower learning rate"):
-        trainer.run(1, lambda step: iter([model.weight.sum() * float("nan")]), lambda: None)
+    trainer = Trainer(model, TrainSettings(learning_rate=0.3), 10)
+    trainer.run(2, lambda step, rows: iter([model.weight.square().sum()]), lambda: None)
+    before = {name: value.clone() for name, value in trainer.tensors().items()}
+    with pytest.raises(DivergedError, match=f"{what}.* at step 2; start again with a lower learning rate than 0.3") as caught:
+        trainer.run(3, lambda step, rows: iter([loss(model.weight.abs())]), lambda: None)
+    assert (caught.value.step, trainer.step) == (2, 2)
+    assert all(torch.equal(before[name], value) for name, value in trainer.tensors().items())
+
+
+def test_the_rate_scale_multiplies_the_schedule_and_comes_back_with_the_state() -> None:
+    model = nn.Linear(2, 2)
+    trainer = Trainer(model, TrainSettings(learning_rate=1.0), 100)
+    full = [trainer.learning_rate(step) for step in range(100)]
+    trainer.rate_scale = 0.25
+    assert [trainer.learning_rate(step) for step in range(100)] == pytest.approx([0.25 * rate for rate in full])
+    facts = trainer.facts()
+    assert facts == {"step": 0, "rate_scale": 0.25}
+    later = Trainer(nn.Linear(2, 2), TrainSettings(learning_rate=1.0), 100)
+    later.load_tensors(trainer.tensors(), facts)
+    assert (later.step, later.rate_scale) == (0, 0.25)
 
 
 def test_plain_training_learns_and_returns_the_average() -> None:
