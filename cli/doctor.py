@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Library:
-    """What is imported, where it comes from, and how it gets here."""
+    """What is imported, where it comes from, and how it gets here; natdeploy may be able to do without it."""
 
     name: str
     module: str
     distribution: str
     install: str
+    needed: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,12 @@ class Finding:
     version: str | None
     problem: str | None
     install: str
+    needed: bool = True
 
     @property
     def broken(self) -> bool:
-        return self.version is None or self.problem is not None
+        """As for a runtime: to lack an optional library is no fault."""
+        return self.problem is not None or (self.needed and self.version is None)
 
 
 @dataclass(frozen=True)
@@ -75,17 +78,20 @@ class RuntimeFinding:
         return (self.version is not None and self.problem is not None) or (self.needed and not works)
 
 
-LIBRARIES = tuple(
-    Library(name, module, name, f"pip install --force-reinstall {name}")
-    for name, module in (
-        ("torch", "torch"),
-        ("torchvision", "torchvision"),
-        ("onnx", "onnx"),
-        ("pymoo", "pymoo"),
-        ("scikit-learn", "sklearn"),
-        ("scipy", "scipy"),
-        ("xgboost", "xgboost"),
-    )
+LIBRARIES = (
+    *(
+        Library(name, module, name, f"pip install --force-reinstall {name}")
+        for name, module in (
+            ("torch", "torch"),
+            ("torchvision", "torchvision"),
+            ("onnx", "onnx"),
+            ("pymoo", "pymoo"),
+            ("scikit-learn", "sklearn"),
+            ("scipy", "scipy"),
+            ("xgboost", "xgboost"),
+        )
+    ),
+    Library("ray", "ray", "ray", "pip install 'natdeploy[ray]'", needed=False),
 )
 NEEDED = ("onnxruntime",)
 NOTES = {"tensorrt": "unverified: natdeploy's use of it was never run on a GPU"}
@@ -128,13 +134,13 @@ def examine(library: Library) -> Finding:
     try:
         version = importlib.metadata.version(library.distribution)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(library.name, None, None, library.install)
+        return Finding(library.name, None, None, library.install, library.needed)
     problem = None
     try:
         importlib.import_module(library.module)
     except Exception as error:  # whatever a broken library raises, the doctor's answer is that it is broken
         problem = _first_line(error)
-    return Finding(library.name, version, problem, library.install)
+    return Finding(library.name, version, problem, library.install, library.needed)
 
 
 def _first_line(error: Exception) -> str:

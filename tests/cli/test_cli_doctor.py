@@ -37,6 +37,8 @@ def test_a_library_that_is_not_installed() -> None:
     absent = doctor.examine(doctor.Library("scipy", "no_such_module", "no-such-distribution", "pip install it"))
     assert absent == doctor.Finding("scipy", None, None, "pip install it")
     assert absent.broken
+    spare = doctor.examine(doctor.Library("ray", "no_such_module", "no-such-distribution", "pip install it", needed=False))
+    assert (spare.version, spare.broken) == (None, False)
 
 
 @pytest.fixture
