@@ -14,7 +14,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -258,14 +258,16 @@ class RunStore:
         """Stores a JSON value, in place of an earlier one."""
         self._write("INSERT OR REPLACE INTO facts VALUES (?, ?)", key, _json(value))
 
-    def add_seconds(self, stage: str, seconds: float) -> None:
-        """Adds to the time that a stage of the run has taken, over all processes that worked on it."""
-        self._write(
-            "INSERT INTO timings VALUES (?, ?) ON CONFLICT DO UPDATE SET seconds = seconds + excluded.seconds", stage, seconds
-        )
+    def add_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Adds to the time that parts of the run have taken, over all processes that worked on it."""
+        with self._transaction() as database:
+            database.executemany(
+                "INSERT INTO timings VALUES (?, ?) ON CONFLICT DO UPDATE SET seconds = seconds + excluded.seconds",
+                list(seconds.items()),
+            )
 
     def seconds(self) -> dict[str, float]:
-        """Time of every stage, in the order they began."""
+        """Time of every part, in the order they were first booked."""
         return dict(self._rows("SELECT stage, seconds FROM timings ORDER BY rowid"))
 
     # ---- the search
@@ -289,6 +291,11 @@ class RunStore:
         """All evaluations, or those of one state of the supernet, in the order they were made."""
         rows = self._rows("SELECT * FROM evaluations WHERE step = coalesce(?, step) ORDER BY rowid", step)
         return [_evaluation(row) for row in rows]
+
+    def latest_evaluation(self, arch: str) -> Evaluation | None:
+        """The one of an architecture at the last state of the supernet that it was tried with; of two, that on all images."""
+        rows = self._rows("SELECT * FROM evaluations WHERE arch = ? ORDER BY step DESC, whole DESC LIMIT 1", arch)
+        return _evaluation(rows[0]) if rows else None
 
     def record_failure(self, step: int, arch: str, reason: str, *, whole: bool = True) -> None:
         """Stores why an architecture could not be evaluated at a state of the supernet."""
@@ -441,7 +448,7 @@ def _new_database(facts: Mapping[str, Any]) -> bytes:
 
 
 def _evaluation(row: tuple[Any, ...]) -> Evaluation:
-    return Evaluation(*row[:-1], whole=bool(row[-1]))
+    return replace(Evaluation(*row), whole=bool(row[-1]))
 
 
 def _net(row: tuple[Any, ...]) -> NetRecord:

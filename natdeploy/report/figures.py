@@ -7,7 +7,7 @@ light, dark and paper.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal
 
@@ -39,6 +39,12 @@ class Round:
         front_size: how many of them are on the front.
         best_error: smallest validation error of the front, 0..1.
         hypervolume: of the front, with the reference point fixed at the start of the search.
+        surrogate: which one predicted the errors of this round's architectures; None in round 0.
+        new_tau: Kendall's rank correlation of those predictions with what was then found; None for fewer than two.
+        new_spearman: Spearman's; likewise.
+        new_rmse: root mean square of their difference; None without new ones.
+        failed: architectures that could not be evaluated so far.
+        left: ids that left the front when it was measured.
     """
 
     round: int
@@ -46,11 +52,30 @@ class Round:
     front_size: int
     best_error: float
     hypervolume: float
+    surrogate: str | None = None
+    new_tau: float | None = None
+    new_spearman: float | None = None
+    new_rmse: float | None = None
+    failed: int = 0
+    left: tuple[str, ...] = ()
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Round:
-        """From a round as the store keeps it, which knows more."""
-        return cls(**{field.name: facts[field.name] for field in fields(cls)})
+        """From a round as the store keeps it, which knows more; those of earlier versions know less."""
+        surrogate = facts.get("surrogate") or {}
+        return cls(
+            round=facts["round"],
+            evaluated=facts["evaluated"],
+            front_size=facts["front_size"],
+            best_error=facts["best_error"],
+            hypervolume=facts["hypervolume"],
+            surrogate=surrogate.get("name"),
+            new_tau=surrogate.get("new_tau"),
+            new_spearman=surrogate.get("new_spearman"),
+            new_rmse=surrogate.get("new_rmse"),
+            failed=facts.get("failed", 0),
+            left=tuple(facts.get("left", ())),
+        )
 
 
 def accuracy_kind(nets: Sequence[NetRecord]) -> AccuracyKind:
@@ -63,7 +88,8 @@ def accuracy(net: NetRecord, kind: AccuracyKind) -> float:
         return net.validation_accuracy
     if net.test_accuracy is None:
         raise ValueError(f"net {net.id} was not tested")
-    return net.test_accuracy
+    assert net.final_accuracy is not None
+    return net.final_accuracy
 
 
 def front_figure(nets: Sequence[NetRecord], picks: Sequence[Pick], limit_ms: float | None) -> Figure:
@@ -209,7 +235,8 @@ def _axis(title: str) -> dict[str, Any]:
 
 def _hover(net: NetRecord, picks: Sequence[Pick]) -> str:
     lines = [f"<b>{escape(net.id)}</b> {escape(', '.join(labels(net, picks)))}"]
-    tested = "" if net.test_accuracy is None else f"test {percent(net.test_accuracy)} %, "
+    alone = "" if net.tuned_accuracy is None else f" (before it was tuned alone {percent(net.test_accuracy)} %)"
+    tested = "" if net.final_accuracy is None else f"test {percent(net.final_accuracy)} %{alone}, "
     lines.append(f"accuracy: {tested}validation {percent(net.validation_accuracy)} %")
     if net.measured_p50_ms is not None:
         p90 = "" if net.measured_p90_ms is None else f", p90 {milliseconds(net.measured_p90_ms)} ms"

@@ -18,12 +18,14 @@ from natdeploy.report.tables import (
     MISSING,
     Pick,
     by_latency,
+    further,
     labels,
     latency_ms,
     millions,
     milliseconds,
     percent,
     predicted,
+    quantity,
 )
 from natdeploy.space import Arch
 from natdeploy.store import NetRecord
@@ -35,6 +37,7 @@ _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inl
 _COLUMNS = (
     "input, px",
     "test, %",
+    "before, %",
     "valid., %",
     "in runtime, %",
     "p50, ms",
@@ -245,12 +248,14 @@ def _front_note(data: PageData) -> Markup:
 
 
 def _nets(data: PageData) -> Markup:
-    head = element("tr", element("th", "net"), *(element("th", each, class_="number") for each in _COLUMNS))
-    bodies = [_net(net, data.picks) for net in by_latency(data.nets)]
+    extra = further(data.nets)
+    head = element("tr", element("th", "net"), *(element("th", each, class_="number") for each in (*_COLUMNS, *extra)))
+    bodies = [_net(net, data.picks, extra) for net in by_latency(data.nets)]
     table = element("table", element("thead", head), *bodies, class_="nets")
     note = element(
         "p",
-        "Fastest first. In runtime: test accuracy of the exported file in the target's runtime. p50, p90: latency, measured in so "
+        "Fastest first. Before: test accuracy before a net was tuned alone. In runtime: test accuracy of the exported file in "
+        "the target's runtime. p50, p90: latency, measured in so "
         "many runs. Off: prediction against p50. Parity: largest absolute difference between the file's logits and torch's on real "
         "images." + (f" {ESTIMATED}: estimated from the device's specification sheet, not measured." if data.estimate else ""),
         class_="note",
@@ -258,7 +263,7 @@ def _nets(data: PageData) -> Markup:
     return join(element("div", table, class_="wide"), note)
 
 
-def _net(net: NetRecord, picks: Sequence[Pick]) -> Markup:
+def _net(net: NetRecord, picks: Sequence[Pick], extra: Sequence[str]) -> Markup:
     tags = [element("span", label, class_=f"tag {net.role}") for label in labels(net, picks)]
     if net.unstable:
         tags.append(element("span", "unstable", class_="tag unstable", title="processes differ by more than 3 %"))
@@ -267,7 +272,8 @@ def _net(net: NetRecord, picks: Sequence[Pick]) -> Markup:
         off = (ESTIMATED if net.estimated else "") + _signed(100 * (net.predicted_ms / net.measured_p50_ms - 1))
     cells = (
         str(Arch.parse(net.arch).resolution),
-        percent(net.test_accuracy),
+        percent(net.final_accuracy),
+        MISSING if net.tuned_accuracy is None else percent(net.test_accuracy),
         percent(net.validation_accuracy),
         percent(net.runtime_accuracy),
         milliseconds(net.measured_p50_ms),
@@ -278,6 +284,7 @@ def _net(net: NetRecord, picks: Sequence[Pick]) -> Markup:
         millions(net.macs),
         millions(net.params),
         MISSING if net.parity is None else f"{net.parity:.0e}",
+        *(quantity(net.objectives.get(name)) for name in extra),
     )
     numbers = element("tr", element("th", net.id, *tags), *(element("td", cell, class_="number") for cell in cells))
     files = element("span", *(element("a", Path(file).name, href=file) for file in net.files), class_="files")
@@ -286,9 +293,18 @@ def _net(net: NetRecord, picks: Sequence[Pick]) -> Markup:
 
 
 def _history(data: PageData, *, drawn: bool) -> Markup:
-    head = ("round", "evaluated", "on the front", "best error, %", "hypervolume")
+    head = ("round", "evaluated", "on the front", "best error, %", "hypervolume", "surrogate", "tau", "Spearman", "RMSE, %")
     rows = [
-        (str(each.round), str(each.evaluated), str(each.front_size), percent(each.best_error), f"{each.hypervolume:.4f}")
+        (
+            str(each.round),
+            str(each.evaluated),
+            str(each.front_size),
+            percent(each.best_error),
+            f"{each.hypervolume:.4f}",
+            each.surrogate or MISSING,
+            *(MISSING if value is None else f"{value:.2f}" for value in (each.new_tau, each.new_spearman)),
+            percent(each.new_rmse),
+        )
         for each in data.rounds
     ]
     table = element(
@@ -296,7 +312,14 @@ def _history(data: PageData, *, drawn: bool) -> Markup:
         element("thead", element("tr", *(element("th", each, class_="number") for each in head))),
         element("tbody", *(element("tr", *(element("td", cell, class_="number") for cell in row)) for row in rows)),
     )
-    return element("div", _plot("history") if drawn else "", element("div", table, class_="scroll"), class_="history")
+    notes = [
+        "Tau, Spearman and RMSE compare the errors that the surrogate predicted for a round's new nets with those found then.",
+        *(f"Round {each.round}: measured, {', '.join(each.left)} left the front." for each in data.rounds if each.left),
+    ]
+    if data.rounds[-1].failed:
+        notes.append(f"{data.rounds[-1].failed} could not be evaluated and were left out.")
+    history = element("div", _plot("history") if drawn else "", element("div", table, class_="scroll"), class_="history")
+    return join(history, element("p", " ".join(notes), class_="note"))
 
 
 def _quality(data: PageData, quality: Quality) -> Markup:
@@ -321,11 +344,14 @@ def _time(data: PageData) -> Markup:
             "tr",
             element("th", stage),
             element("td", _duration(seconds), class_="number"),
+            element("td", f"{100 * seconds / total if total else 0:.1f} %", class_="number"),
             element("td", element("div", style=f"width: {100 * seconds / total if total else 0:.1f}%"), class_="bar"),
         )
         for stage, seconds in data.seconds.items()
     ]
-    rows.append(element("tr", element("th", "total"), element("td", _duration(total), class_="number"), element("td")))
+    rows.append(
+        element("tr", element("th", "total"), element("td", _duration(total), class_="number"), element("td"), element("td"))
+    )
     return _section("Where the time went", element("table", element("tbody", *rows)))
 
 

@@ -17,6 +17,8 @@ MISSING = "–"
 UNSTABLE = "*"
 ESTIMATED = "~"
 """Before a latency from a specification sheet."""
+MOST_FURTHER = 2
+"""Columns of further objectives that 80 columns have room for; JSON and the page have all of them."""
 
 
 class Pick(Protocol):
@@ -66,30 +68,50 @@ def millions(count: int) -> str:
     return f"{count / 1e6:.1f}" if count < 1e9 else f"{count / 1e6:.0f}"
 
 
+def further(nets: Iterable[NetRecord]) -> tuple[str, ...]:
+    """Objectives that have no column of their own, in the order in which they were asked for."""
+    named = dict.fromkeys(name for net in nets for name in net.objectives)
+    return tuple(name for name in named if name not in ("latency", "macs", "params"))
+
+
+def quantity(value: float | None) -> str:
+    """A value of any objective, in its own unit."""
+    return MISSING if value is None else f"{value:.3g}"
+
+
 def front_table(nets: Sequence[NetRecord], picks: Sequence[Pick] = ()) -> Table:
     """The nets, fastest first, one line each, no wider than 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
     table.add_column("net", no_wrap=True)
     for header in ("px", "test\n%", "valid.\n%", "p50\nms", "p90\nms", "pred.\nms", "MACs\nM", "params\nM"):
         table.add_column(header, justify="right", no_wrap=True)
+    tuned = any(net.tuned_accuracy is not None for net in nets)
+    if tuned:
+        table.add_column("before\n%", justify="right", no_wrap=True)
+    extra = further(nets)[:MOST_FURTHER]
+    for name in extra:
+        table.add_column(name.replace("@", "\n@"), justify="right", overflow="fold", max_width=8)
     table.add_column("")
     for net in by_latency(nets):
         table.add_row(
             net.id,
             str(Arch.parse(net.arch).resolution),
-            percent(net.test_accuracy),
+            percent(net.final_accuracy),
             percent(net.validation_accuracy),
             milliseconds(net.measured_p50_ms) + (UNSTABLE if net.unstable else ""),
             milliseconds(net.measured_p90_ms),
             predicted(net),
             millions(net.macs),
             millions(net.params),
+            *([percent(net.test_accuracy if net.tuned_accuracy is not None else None)] if tuned else []),
+            *(quantity(net.objectives.get(name)) for name in extra),
             ", ".join(labels(net, picks)),
             style="dim" if net.role == "baseline" else None,
         )
     notes = {
         f"{UNSTABLE} unstable: processes differ by more than 3 %": any(net.unstable for net in nets),
         f"{ESTIMATED} estimated from the device's specification sheet, not measured": any(net.estimated for net in nets),
+        "before: test accuracy before the net was tuned alone": tuned,
     }
     if any(notes.values()):
         table.caption = "\n".join(note for note, applies in notes.items() if applies)

@@ -18,7 +18,7 @@ from natdeploy.report.figures import front_figure, history_figure
 from natdeploy.report.markup import Markup, element
 from natdeploy.report.page import render
 from natdeploy.search.decide import Choice
-from natdeploy.search.nat import RoundReport
+from natdeploy.search.nat import RoundReport, SurrogateQuality
 from natdeploy.space import get_space
 from natdeploy.space.catalog import plain_arch
 from natdeploy.store import NetRecord
@@ -245,9 +245,18 @@ def test_hover_names_the_architecture() -> None:
 
 def test_rounds_are_read_from_what_the_search_reports() -> None:
     report = RoundReport(
-        round=3, evaluated=88, new=("a",), surrogate=None, hypervolume=0.8, reference=(0.5, 2.0), front_size=7, best_error=0.05
+        round=3,
+        evaluated=88,
+        failed=1,
+        new=("a",),
+        left=("b",),
+        surrogate=SurrogateQuality("gp", {"gp": 0.7}, 0.6, 0.75, 0.02),
+        hypervolume=0.8,
+        reference=(0.5, 2.0),
+        front_size=7,
+        best_error=0.05,
     )
-    assert Round.from_facts(asdict(report)) == Round(3, 88, 7, 0.05, 0.8)
+    assert Round.from_facts(asdict(report)) == Round(3, 88, 7, 0.05, 0.8, "gp", 0.6, 0.75, 0.02, 1, ("b",))
 
 
 def test_marks_lead_to_rows(page: Reader) -> None:

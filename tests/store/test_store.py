@@ -67,9 +67,8 @@ def checkpoint_files(folder: Path) -> list[str]:
 def test_facts_and_timings_are_there_after_reopening(run: RunStore) -> None:
     run.set("splits", {"train": ["a/1.jpg"], "test": []})
     run.set("splits", {"train": ["ä/1.jpg"], "test": []})
-    run.add_seconds("train", 1.5)
-    run.add_seconds("evaluate", 0.25)
-    run.add_seconds("train", 2.0)
+    run.add_seconds({"train": 1.5, "evaluate": 0.25})
+    run.add_seconds({"train": 2.0})
     with reopen(run) as again:
         assert again.get("splits") == {"train": ["ä/1.jpg"], "test": []}
         assert again.get("nothing") is None
