@@ -14,7 +14,10 @@ from .terminal import session
 def export(
     run: Run,
     *,
-    arch: Annotated[str, typer.Option(metavar="NAME", help="knee, best, fastest, the whole front, baseline, or an id.")] = "knee",
+    arch: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="knee, best, fastest, front, baseline, an id, 'latency<=1ms' or 'error=5%,latency=1ms'."),
+    ] = "knee",
     formats: Annotated[list[str], typer.Option("--format", metavar="NAME", help="File format: `onnx`; repeatable.")] = ["onnx"],  # noqa: B006 (typer copies it)
     as_json: Json = False,
     no_progress: NoProgress = False,

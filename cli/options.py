@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 Accelerator = Literal["auto", "cpu", "cuda"]
+Preset = Literal["quick", "paper", "thorough"]
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `natdeploy search` wrote.")]
 Tables = Annotated[
@@ -35,6 +36,15 @@ def minutes(text: str) -> float:
     return float(match[1]) * unit
 
 
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS", help="Train and judge on a Ray cluster: local, auto or HOST:PORT.", show_default="this process"
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Processes of the Ray cluster to use.", show_default="all it has room for")
+]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON: the result to standard output, errors to standard error.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Draw no progress bars.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]

@@ -23,7 +23,10 @@ def show_report(result: ReportResult, *, as_json: bool) -> None:
     print_nets(result.nets, result.picks)
     for pick in result.picks:
         typer.echo(f"{pick.rule:8} {pick.reason}")
-    typer.echo(f"\nreport: {result.page}")
+    total = sum(result.seconds.values())
+    parts = (f"{stage} {100 * seconds / total:.1f} %" for stage, seconds in result.seconds.items() if seconds)
+    typer.echo(f"\ntime: {total:.0f} s; {', '.join(parts)}")
+    typer.echo(f"report: {result.page}")
 
 
 def show_nets(nets: Sequence[NetRecord], *, as_json: bool) -> None:

@@ -11,7 +11,8 @@ import typer
 
 from natdeploy.errors import UsageError
 
-from .options import Accelerator, AllowEstimate, Json, NoProgress, Quiet, Table, Tables, Verbose
+from .options import Accelerator, AllowEstimate, Json, NoProgress, Preset, Quiet, Ray, Table, Tables, Verbose, Workers
+from .options import minutes as minutes_of
 from .results import show_report
 from .terminal import session, write_json
 
@@ -27,8 +28,19 @@ def search(
     context: typer.Context,
     *,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Image folder: train/ and test/, or one flat folder of classes.")
+        Path | None,
+        typer.Option(
+            metavar="DIR|NAME",
+            help="Image folder: train/ and test/, or one flat folder of classes. Or a data set's name: cifar10, flowers102, ...",
+        ),
     ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where data sets lie that are given by name.", show_default="data/ in the user's data folder"
+        ),
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch a data set given by name if it is not there.")] = False,
     target: Annotated[str, typer.Option(metavar="TARGET", help="Device, optionally with a runtime: host/onnxruntime.")] = "host",
     seed_weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Pretrained network, .safetensors or .pth.")] = None,
     constraints: Annotated[
@@ -36,8 +48,14 @@ def search(
         typer.Option("--constraint", metavar="LIMIT", help="What must hold: 'latency<=1.5ms'. Repeatable."),
     ] = None,
     objectives: Annotated[
-        list[str], typer.Option("--objective", metavar="NAME", help="What to minimise. Repeatable.")
+        list[str],
+        typer.Option("--objective", metavar="NAME", help="What to minimise: error, latency, latency@TARGET, macs, params, size."),
     ] = _OBJECTIVES,
+    prefer: Annotated[
+        str | None,
+        typer.Option(metavar="WISH", help="Levels to come near, 'error=5%,latency=1ms': the report names the net that does."),
+    ] = None,
+    preset: Annotated[Preset, typer.Option(help="Settings to begin from: minutes, as published, or hours.")] = "quick",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run folder.", show_default="runs/ and the data folder's name")
     ] = None,
@@ -48,11 +66,27 @@ def search(
     minutes: Annotated[
         float | None, typer.Option(metavar="N", help="Budget of the whole search.", show_default="follows from the data")
     ] = None,
+    finetune_minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--finetune",
+            metavar="TIME",
+            parser=minutes_of,
+            help="Train the nets that stand out alone at the end: 90s, 5min.",
+            show_default="none",
+        ),
+    ] = None,
+    warm_start: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="Finished run on the same space that teaches the surrogate. Repeatable."),
+    ] = None,
     accelerator: Annotated[Accelerator, typer.Option(help="Where weights are trained.")] = "auto",
     threads: Annotated[int, typer.Option(metavar="N", help="CPU threads, for training and for the target's runtime.")] = 1,
     seed: Annotated[int, typer.Option(metavar="N", help="Of every random choice.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="A damaged image ends the search instead of being skipped.")] = False,
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Whether a mirrored image means the same.")] = True,
+    ray: Ray = None,
+    workers: Workers = None,
     tables: Tables = None,
     table: Table = None,
     allow_estimate: AllowEstimate = False,
@@ -87,7 +121,8 @@ def search(
             else:
                 typer.echo("\n".join(plan.text()))
             return
-        pipeline.search(wanted, progress=progress)
+        with pipeline.open_engine(ray, workers=workers) as engine:
+            pipeline.search(wanted, progress=progress, engine=engine)
         result = pipeline.report(wanted.out)
     show_report(result, as_json=as_json)
 

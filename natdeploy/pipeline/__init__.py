@@ -1,5 +1,6 @@
 """The one place that knows all rooms: search, resume, profile, predict, export, benchmark, report, demo, weights, tables."""
 
+from natdeploy.distributed.engine import Engine, open_engine
 from natdeploy.pipeline.budget import Budget
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.deliver import ReportResult, benchmark, export, load_subnet, nets, report
@@ -13,6 +14,7 @@ from natdeploy.pipeline.tables_import import TableImport, tables_import
 
 __all__ = [
     "Budget",
+    "Engine",
     "ImportResult",
     "Plan",
     "PredictedLatency",
@@ -29,6 +31,7 @@ __all__ = [
     "export",
     "load_subnet",
     "nets",
+    "open_engine",
     "plan",
     "predict",
     "profile",

@@ -13,11 +13,9 @@ from typing import Any
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.setting import Setting
 from natdeploy.search import NatSettings
+from natdeploy.supernet import Supernet
 from natdeploy.training.adapt import Adapter, Lesson
 from natdeploy.training.judge import calibrated_subnet, judge
-
-EPOCHS = 60
-"""Passes over the training images when the user gives no budget: some seven minutes for flowers12 on one slow core."""
 
 MIN_STEPS = 60
 """Fewer training steps would leave the classifier half trained."""
@@ -25,8 +23,11 @@ MIN_STEPS = 60
 ROUNDS, INITIAL, INFILL, PARENTS = 3, 32, 8, 12
 """Of a search without a budget in minutes."""
 
-WARMUP_SHARE, FINAL_SHARE = 0.2, 0.65
-"""Of the training steps: before the first evaluation, and after the last round. The rounds share the others."""
+CHECKPOINT_SECONDS = 60.0
+"""A killed run repeats at most about this much training."""
+
+TUNED = 3
+"""Nets trained alone at the end, at most: those that stand out."""
 
 EVALUATION_SHARE = 0.15
 """Of the minutes, at most, for judging architectures; the rest trains."""
@@ -37,10 +38,10 @@ MIN_INITIAL = 16
 ROUND_SECONDS = 4.0
 """Surrogate, evolution and bookkeeping of a round on one core."""
 
-UNTIMED_STEPS, TIMED_STEPS = 2, 12
+FRONT_SIZE, FRONT_SECONDS = 12, 1.5
+"""Nets of a front that are not measured yet, and the time that converting and measuring one takes."""
 
-MEAN_STEP = 1.05
-"""Of a typical leader's step, what a step costs on average: sampled nets have larger kernels, the classifier alone is cheap."""
+UNTIMED_STEPS, TIMED_STEPS = 2, 12
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class Budget:
         warmup_steps: training steps before the first evaluation.
         round_steps: training steps in a round.
         final_steps: training steps after the last round, with the nets of the front alone.
+        checkpoint_steps: training steps between two states on disk; a diverged run goes back to one of them, so they follow from
+            the step alone.
+        tune_steps: training steps of each net that is trained alone at the end.
         nat: archs and rounds.
         minutes: estimate for this machine.
         step_seconds: measured, one training step.
@@ -61,6 +65,8 @@ class Budget:
     warmup_steps: int
     round_steps: int
     final_steps: int
+    checkpoint_steps: int
+    tune_steps: int
     nat: NatSettings
     minutes: float
     step_seconds: float
@@ -97,51 +103,86 @@ def make_budget(config: SearchConfig, setting: Setting, lesson: Lesson) -> Budge
     measured just now, only says how long that takes. With `minutes` the speed decides how much work fits.
     """
     step_s, evaluation_s = _measure(config, setting, lesson)
-    images = len(setting.task.splits.train)
+    images, schedule = len(setting.task.splits.train), config.schedule
     if config.minutes is None:
-        nat = config.nat or NatSettings(initial=INITIAL, rounds=config.rounds or ROUNDS, infill=INFILL, parents=PARENTS)
-        steps = max(MIN_STEPS, math.ceil(EPOCHS * images / config.adapt.train.batch_size))
-        source = f"{EPOCHS} epochs of the {images} training images"
+        nat = _sized(config, NatSettings(initial=INITIAL, rounds=ROUNDS, infill=INFILL, parents=PARENTS))
+        steps = max(MIN_STEPS, math.ceil(schedule.epochs * images / config.adapt.train.batch_size))
+        source = f"{schedule.epochs:g} epochs of the {images} training images"
     else:
-        nat = config.nat or _nat(60 * config.minutes, evaluation_s, config.rounds)
-        steps = max(MIN_STEPS, math.floor((60 * config.minutes - _search_seconds(nat, evaluation_s)) / (MEAN_STEP * step_s)))
+        nat = _sized(config, _nat(60 * config.minutes, evaluation_s, config.rounds))
+        steps = max(MIN_STEPS, math.floor((60 * config.minutes - _search_seconds(nat, evaluation_s)) / step_s))
         source = f"--minutes {config.minutes:g}"
-    final_steps = round(steps * FINAL_SHARE)
-    round_steps = max(1, round(steps * (1 - WARMUP_SHARE - FINAL_SHARE) / nat.rounds)) if nat.rounds else 0
+    final_steps = round(steps * schedule.final)
+    round_steps = max(1, round(steps * (1 - schedule.warmup - schedule.final) / nat.rounds)) if nat.rounds else 0
+    if schedule.warmup + schedule.final == 1:
+        round_steps = 0
     warmup_steps = steps - final_steps - nat.rounds * round_steps
-    seconds = MEAN_STEP * steps * step_s + _search_seconds(nat, evaluation_s)
-    return Budget(warmup_steps, round_steps, final_steps, nat, seconds / 60, step_s, evaluation_s, source)
+    seconds = steps * step_s + _search_seconds(nat, evaluation_s) + 60 * config.finetune_minutes
+    return Budget(
+        warmup_steps=warmup_steps,
+        round_steps=round_steps,
+        final_steps=final_steps,
+        checkpoint_steps=max(1, round(CHECKPOINT_SECONDS / step_s)),
+        tune_steps=round(60 * config.finetune_minutes / (TUNED * step_s)),
+        nat=nat,
+        minutes=seconds / 60,
+        step_seconds=step_s,
+        evaluation_seconds=evaluation_s,
+        source=source,
+    )
+
+
+def _sized(config: SearchConfig, sizes: NatSettings) -> NatSettings:
+    """Sizes that follow from the budget, and over them the settings that were given."""
+    given = {name: getattr(config.nat, name) for name in config.nat.model_fields_set}
+    rounds = {} if config.rounds is None else {"rounds": config.rounds}
+    return sizes.model_copy(update=given | rounds)
 
 
 def _search_seconds(nat: NatSettings, evaluation_s: float) -> float:
     """Time of all that is not training. The archive is evaluated anew in every round, after the weights have moved."""
     archive = [nat.initial + number * nat.infill for number in range(nat.rounds + 1)]
-    return (sum(archive) + nat.rounds * nat.infill) * evaluation_s + nat.rounds * ROUND_SECONDS
+    if not nat.reevaluate:
+        archive = archive[:1]
+    fronts = nat.rounds // nat.measure_every if nat.measure_every else 0
+    return (
+        (sum(archive) + nat.rounds * nat.infill) * evaluation_s + nat.rounds * ROUND_SECONDS + fronts * FRONT_SIZE * FRONT_SECONDS
+    )
 
 
 def _nat(seconds: float, evaluation_s: float, rounds: int | None) -> NatSettings:
-    """As near to NAT's published sizes (100 at first, 30 rounds of 8) as a share of the time allows."""
+    """NAT's 30 rounds of 8 and as many networks at first as a search without a budget has, or what a share of the time allows."""
     number = rounds or min(30, max(2, round(seconds / SECONDS_A_ROUND)))
-    for initial in range(100, MIN_INITIAL, -4):
-        nat = NatSettings(initial=initial, rounds=number, infill=INFILL, parents=max(INFILL, initial // 3))
+    for initial in range(INITIAL, MIN_INITIAL, -4):
+        nat = NatSettings(initial=initial, rounds=number, infill=INFILL, parents=max(INFILL, (initial + number * INFILL) // 4))
         if _search_seconds(nat, evaluation_s) <= EVALUATION_SHARE * seconds:
             return nat
     return NatSettings(initial=MIN_INITIAL, rounds=number, infill=INFILL, parents=INFILL)
 
 
 def _measure(config: SearchConfig, setting: Setting, lesson: Lesson) -> tuple[float, float]:
-    """Seconds of a leader's step and of an evaluation, on a copy of the supernet."""
+    """Seconds of a step and of an evaluation, on a copy of the supernet."""
     supernet = copy.deepcopy(setting.supernet)
     # The cost of a step grows with the area of its images: a leader of the mean area stands for all of them.
     mean_area = mean(arch.resolution**2 for arch in lesson.leaders)
     typical = min(lesson.leaders, key=lambda arch: abs(arch.resolution**2 - mean_area))
-    settings = config.adapt.model_copy(update={"head_share": 0.0, "sampled_share": 0.0})
-    adapter = Adapter(supernet, settings, total_steps=UNTIMED_STEPS + TIMED_STEPS, seed=config.seed)
-    lesson = replace(lesson, leaders=[typical])
-    adapter.run(UNTIMED_STEPS, lesson, lambda: None)
-    start = time.perf_counter()
-    adapter.run(UNTIMED_STEPS + TIMED_STEPS, lesson, lambda: None)
-    step_s = (time.perf_counter() - start) / TIMED_STEPS
+    led = _step_seconds(config, supernet, replace(lesson, leaders=[typical]), sampled_share=0.0)
+    sampled = _step_seconds(config, supernet, lesson, sampled_share=1.0)
+    # The last stretch draws nets of the front for sampled ones, which are like its leaders.
+    share = config.adapt.sampled_share * (1 - config.schedule.final)
+    step_s = (1 - share) * led + share * sampled
     start = time.perf_counter()
     judge(calibrated_subnet(supernet, typical, setting.task), setting.task, "validation")
     return step_s, time.perf_counter() - start
+
+
+def _step_seconds(config: SearchConfig, supernet: Supernet, lesson: Lesson, *, sampled_share: float) -> float:
+    """Of a step once the first phases are over; at a rate of zero, so that weights stay what they are."""
+    phases = {"head_share": 0.0, "largest_share": 0.0, "wide_share": 0.0}
+    still = config.adapt.train.model_copy(update={"learning_rate": 0.0})
+    settings = config.adapt.model_copy(update={**phases, "sampled_share": sampled_share, "train": still})
+    adapter = Adapter(supernet, settings, total_steps=UNTIMED_STEPS + TIMED_STEPS, seed=config.seed)
+    adapter.run(UNTIMED_STEPS, lesson, lambda: None)
+    start = time.perf_counter()
+    adapter.run(UNTIMED_STEPS + TIMED_STEPS, lesson, lambda: None)
+    return (time.perf_counter() - start) / TIMED_STEPS

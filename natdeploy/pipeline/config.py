@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from natdeploy.hardware.device import Target, parse_target
+from natdeploy.pipeline.presets import PRESETS, Preset, merged, published
 from natdeploy.search.nat import NatSettings
 from natdeploy.supernet import RemapRules
+from natdeploy.tasks import NAMED, Augmentation
 from natdeploy.training.adapt import AdaptSettings
 
 Accelerator = Literal["auto", "cpu", "cuda"]
+
+
+class Schedule(BaseModel):
+    """How much is trained, and when.
+
+    Attributes:
+        epochs: passes over the training images, where no budget in minutes is given.
+        warmup: share of all steps before the first evaluation.
+        final: share of all steps after the last round, with the nets of the front alone.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: float = Field(default=60.0, gt=0)
+    warmup: float = Field(default=0.2, ge=0, le=1)
+    final: float = Field(default=0.65, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _leaves_rounds(self) -> Schedule:
+        if self.warmup + self.final > 1:
+            raise ValueError("warmup and final add up to more than 1; lower one of them")
+        return self
 
 
 class SearchConfig(BaseModel):
     """One search, whole. It is written to the run folder, and with the same data and machine it gives the same run again.
 
     Attributes:
-        data: image folder, with `train/` and `test/` or one flat folder of classes.
+        data: image folder, with `train/` and `test/` or one flat folder of classes; or the name of a data set (docs/data.md).
         out: run folder, created.
         target: device, optionally with runtime: `host`, `host/onnxruntime`.
         space: name of a shipped space, or path of a TOML file (docs/spaces.md).
@@ -33,11 +58,21 @@ class SearchConfig(BaseModel):
         seed: of every random choice.
         strict: a damaged image is an error instead of being skipped.
         flip: mirrored copies of an image mean the same (not so for digits).
+        data_root: where the files of data sets lie that are known by name; a folder of the user's own by default.
+        download: whether such files may be fetched if they are missing.
+        augmentation: how training images are changed.
         tables: folder of latency tables; the user's own by default.
         table: one table to predict latency from, instead of looking for one.
-        allow_estimate: where there is no table, take latency from the device's specification sheet. All of it is marked.
+        allow_estimate: where there is no table of the target, take latency from the device's specification sheet. All of it is
+            marked. Further targets always need a table.
+        preset: whose settings count where none is given (docs/search.md): `quick`, `paper` or `thorough`.
+        prefer: aspiration levels such as `error=5%,latency=1ms`; the report names the net of the front that comes nearest.
+        resolutions: of the input, px, those of them that the space has; all of its own by default.
+        warm_start: folders of finished runs on the same space, whose archives teach the surrogate.
+        schedule: how much is trained, and when.
+        finetune_minutes: for training the nets that stand out alone, at the end, beside the budget; 0 leaves it out.
         remap: how the seed's layers become larger or smaller ones (docs/remap.md); a supernet of the space is taken as it is.
-        nat: the search's settings; follow from the budget when not given.
+        nat: the search's settings; sizes that are not given follow from the budget.
         adapt: the adaptation's settings.
     """
 
@@ -57,12 +92,33 @@ class SearchConfig(BaseModel):
     seed: int = Field(default=0, ge=0)
     strict: bool = False
     flip: bool = True
+    data_root: Path | None = None
+    download: bool = False
+    augmentation: Augmentation = Augmentation()
     tables: Path | None = None
     table: Path | None = None
     allow_estimate: bool = False
+    preset: Preset = "quick"
+    prefer: str | None = None
+    resolutions: tuple[int, ...] | None = None
+    warm_start: tuple[Path, ...] = ()
+    schedule: Schedule = Schedule()
+    finetune_minutes: float = Field(default=0.0, ge=0)
     remap: RemapRules = RemapRules()
-    nat: NatSettings | None = None
+    nat: NatSettings = NatSettings()
     adapt: AdaptSettings = AdaptSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, given: Any) -> Any:
+        """What is given, over the settings of the preset; a preset that does not exist is left for pydantic to refuse."""
+        if not isinstance(given, Mapping):
+            return given
+        name = given.get("preset", "quick")
+        preset = PRESETS.get(name, {})
+        data = Path(given.get("data", ""))
+        named = NAMED.get(str(data)) if name == "paper" and not data.is_dir() else None
+        return merged(preset if named is None else merged(preset, published(named.recipe)), given)
 
 
 def target_of(config: SearchConfig, target: str | None = None) -> Target:

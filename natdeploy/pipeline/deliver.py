@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
@@ -25,14 +24,14 @@ from natdeploy.hardware.measure import measure
 from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.latency.predictor import Quality
 from natdeploy.logs import log_to
+from natdeploy.pipeline.choice import choose_net, stand_out
 from natdeploy.pipeline.config import SearchConfig, target_of
-from natdeploy.pipeline.problem import label
-from natdeploy.pipeline.search import CHECKPOINT, LOG, STATISTICS, read_config
+from natdeploy.pipeline.search import LOG, STATISTICS, read_config
 from natdeploy.pipeline.setting import stored_convention, stored_space, stored_task
+from natdeploy.pipeline.train import CHECKPOINT, TUNED
 from natdeploy.progress import Progress, Silent
 from natdeploy.report import PageData, Round, net_json, write_page
-from natdeploy.search import Choice, choose, parse_constraint
-from natdeploy.search.decide import RULES
+from natdeploy.search import Choice, parse_constraint
 from natdeploy.space import Arch
 from natdeploy.store import NetRecord, RunStore
 from natdeploy.supernet import Subnet, restore
@@ -50,17 +49,24 @@ class ReportResult:
         page: the HTML page.
         nets: final front and baseline.
         picks: nets that stand out.
+        seconds: by stage of the work.
         summary: the same for programs.
     """
 
     page: Path
     nets: tuple[NetRecord, ...]
     picks: tuple[Choice, ...]
+    seconds: Mapping[str, float]
     summary: dict[str, Any]
 
 
-def load_subnet(store: RunStore, arch: Arch) -> Subnet:
+def load_subnet(store: RunStore, arch: Arch, *, tuned: bool = False) -> Subnet:
     """A final net of a run, with its weights and its BatchNorm statistics, in evaluation mode on the CPU.
+
+    Args:
+        store: of the run.
+        arch: one of its nets.
+        tuned: with the weights that it was trained to alone.
 
     Raises:
         DamagedFileError: a checkpoint is.
@@ -68,16 +74,25 @@ def load_subnet(store: RunStore, arch: Arch) -> Subnet:
     weights, statistics = store.load_checkpoint(CHECKPOINT), store.load_checkpoint(STATISTICS)
     assert weights is not None and statistics is not None, "a finished run has both"
     supernet = restore(
-        {name.removeprefix("average."): value for name, value in weights[0].items() if name.startswith("average.")},
+        _averaged(weights[0]),
         stored_space(read_config(store), store),
         width=arch.width,
         padding=stored_convention(store).padding,
         norm_eps=store.get("norm_eps"),
     )
     subnet = supernet.extract(arch)
+    if tuned:
+        alone = store.load_checkpoint(f"{TUNED}-{arch.id}")
+        assert alone is not None, "a tuned net has its weights in the run"
+        subnet.load_state_dict(_averaged(alone[0]))
+        return subnet.eval()
     own = {name.removeprefix(f"{arch.id}."): value for name, value in statistics[0].items() if name.startswith(f"{arch.id}.")}
     subnet.load_state_dict({**subnet.state_dict(), **own})
     return subnet.eval()
+
+
+def _averaged(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("average."): value for name, value in tensors.items() if name.startswith("average.")}
 
 
 def export(
@@ -87,7 +102,8 @@ def export(
 
     Args:
         folder: of the run.
-        arch: `knee`, `best`, `fastest`, `front`, `baseline`, or the beginning of an id.
+        arch: `knee`, `best`, `fastest`, `front`, `baseline`, wished-for levels such as `error=5%,latency=1ms`, bounds such as
+            `latency<=1ms`, or the beginning of an id.
         formats: of the files.
         progress: is told about every net.
 
@@ -113,11 +129,12 @@ def _export(store: RunStore, net: NetRecord) -> NetRecord:
     config, convention = read_config(store), stored_convention(store)
     arch = Arch.parse(net.arch)
     task = stored_task(config, store)
-    assert config.seed_weights is not None and net.test_accuracy is not None
+    test_accuracy = net.final_accuracy
+    assert config.seed_weights is not None and test_accuracy is not None
     name = f"models/{net.id}"
     metadata = write_bundle(
         store.folder / name,
-        load_subnet(store, arch),
+        load_subnet(store, arch, tuned=net.tuned_accuracy is not None),
         Description(
             arch=net.arch,
             id=net.id,
@@ -139,7 +156,7 @@ def _export(store: RunStore, net: NetRecord) -> NetRecord:
         ),
         test_images=lambda: task.batches("test", arch.resolution, BATCH),
         validation_accuracy=net.validation_accuracy,
-        test_accuracy=net.test_accuracy,
+        test_accuracy=test_accuracy,
         latency=Latency(target=str(target_of(config)), **_measured(net)),
     )
     (file,) = metadata.files
@@ -214,7 +231,13 @@ def _candidate(store: RunStore, net: NetRecord, target: Target, folder: Path) ->
     path = store.folder / net.files[0]
     if path.suffix != runtime.SUFFIX or target.precision != "fp32":
         path = folder / f"{net.role}-{net.id}{runtime.SUFFIX}"
-        runtime.convert(load_subnet(store, arch), torch.zeros(shape), path, precision=target.precision, dynamic_size=False)
+        runtime.convert(
+            load_subnet(store, arch, tuned=net.tuned_accuracy is not None),
+            torch.zeros(shape),
+            path,
+            precision=target.precision,
+            dynamic_size=False,
+        )
     return Candidate(f"{net.role}-{net.id}", path, shape)
 
 
@@ -232,7 +255,7 @@ def report(folder: Path) -> ReportResult:
     with RunStore.open(folder) as store:
         nets = _finished(store)
         config = read_config(store)
-        picks = _picks(nets, config)
+        picks = stand_out(nets, config)
         known = store.get("quality")
         quality = None if known is None else Quality(**known)
         rounds = [Round.from_facts(facts) for facts in store.rounds()]
@@ -266,7 +289,7 @@ def report(folder: Path) -> ReportResult:
             "estimate": store.get("estimate"),
             "seconds": data.seconds,
         }
-        return ReportResult(folder / PAGE, nets, picks, summary)
+        return ReportResult(folder / PAGE, nets, picks, data.seconds, summary)
 
 
 def _finished(store: RunStore) -> tuple[NetRecord, ...]:
@@ -281,29 +304,10 @@ def _latency_limit_ms(config: SearchConfig) -> float:
     return min((each.bound for each in constraints if each.objective == "latency"), default=math.inf)
 
 
-def _picks(nets: Sequence[NetRecord], config: SearchConfig) -> tuple[Choice, ...]:
-    """The nets of the front that stand out; several rules may pick the same one."""
-    return tuple(_choose(nets, config, rule) for rule in RULES)
-
-
-def _choose(nets: Sequence[NetRecord], config: SearchConfig, which: str) -> Choice:
-    """By validation error: a choice by test error would make the test images part of the search."""
-    front = [net for net in nets if net.role == "front"]
-    columns = {
-        "error": [1 - net.validation_accuracy for net in front],
-        "latency": [net.predicted_ms for net in front],
-        "macs": [net.macs for net in front],
-        "params": [net.params for net in front],
-    }
-    values = np.array([columns[name] for name in config.objectives], dtype=np.float64).T
-    labels = {name: label(name, estimated=any(net.estimated for net in front)) for name in config.objectives}
-    return choose(values, config.objectives, [net.id for net in front], which, labels)
-
-
 def _select(nets: Sequence[NetRecord], config: SearchConfig, which: str) -> list[NetRecord]:
     if which in ("front", "baseline"):
         return [net for net in nets if net.role == which]
-    chosen = _choose(nets, config, which).id
+    chosen = choose_net(nets, config, which).id
     return [net for net in nets if net.role == "front" and net.id == chosen]
 
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import quote
 
 from natdeploy.errors import DeviceError, NatdeployError, UsageError
 from natdeploy.hardware.device import Target, device_of
@@ -18,8 +19,8 @@ from natdeploy.pipeline.tables import table_file
 from natdeploy.progress import Progress
 from natdeploy.space import Arch, Genotypes, SearchSpace, get_space
 
-PREDICTOR, ESTIMATE = "predictor.json", "estimate.json"
-"""In a run folder, one of the two."""
+PREDICTOR, ESTIMATE = "predictor", "estimate"
+"""In a run folder, one of the two for every target, with the ending .json."""
 
 
 class Predictor(Protocol):
@@ -85,24 +86,36 @@ def estimated(predictor: Predictor) -> str | None:
     return predictor.text if isinstance(predictor, Estimate) else None
 
 
-def save_predictor(predictor: Predictor, folder: Path) -> None:
-    """Keeps it in a run folder."""
-    predictor.save(folder / (ESTIMATE if isinstance(predictor, Estimate) else PREDICTOR))
+def save_predictor(predictor: Predictor, folder: Path, label: str = "") -> None:
+    """Keeps it in a run folder; `label` tells several apart."""
+    predictor.save(_file(folder, ESTIMATE if isinstance(predictor, Estimate) else PREDICTOR, label))
 
 
-def load_predictor(folder: Path) -> Predictor:
+def load_predictor(folder: Path, label: str = "") -> Predictor:
     """What `save_predictor` kept.
 
     Raises:
         DamagedFileError: nothing is there, or something else.
     """
-    if (folder / ESTIMATE).exists():
-        return Estimate.load(folder / ESTIMATE)
-    return LatencyPredictor.load(folder / PREDICTOR)
+    estimate = _file(folder, ESTIMATE, label)
+    return Estimate.load(estimate) if estimate.exists() else LatencyPredictor.load(_file(folder, PREDICTOR, label))
+
+
+def _file(folder: Path, kind: str, label: str) -> Path:
+    """Labels are texts of targets, which may be paths of device files."""
+    return folder / f"{kind}{quote(label, safe='@')}.json"
 
 
 def no_table(
-    text: str, target: Target, space: str, chosen: SearchSpace, classes: int, *, tables: Path | None, seed_weights: Path | None
+    text: str,
+    target: Target,
+    space: str,
+    chosen: SearchSpace,
+    classes: int,
+    *,
+    tables: Path | None,
+    seed_weights: Path | None,
+    own: bool = True,
 ) -> NatdeployError:
     """Says that a target was never measured, and with which command it will be.
 
@@ -114,6 +127,7 @@ def no_table(
         classes: outputs of the classifier.
         tables: folder of tables, if the user gave one.
         seed_weights: whose channels the space may have.
+        own: it is what was asked for, and not one target more: those are neither given a table by hand nor estimated.
     """
     runtime = target.slug.split("-")[0]
     width = chosen.widths[0]
@@ -126,7 +140,7 @@ def no_table(
     command += ["--classes", str(classes), *(["--tables", str(tables)] if tables else [])]
     here = target.device.transport == "local"
     advice = "measure it" if here else "attach the device and measure it"
+    others = " (or name a table with --table FILE, or take the specification sheet with --allow-estimate)" if own else ""
     return (UsageError if here else DeviceError)(
-        f"there is no latency table of {target} for {chosen.name} at width {width:g}; {advice}: {shlex.join(command)} "
-        f"(or name a table with --table FILE, or take the specification sheet with --allow-estimate)"
+        f"there is no latency table of {target} for {chosen.name} at width {width:g}; {advice}: {shlex.join(command)}{others}"
     )

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from natdeploy.errors import InfeasibleError
+from natdeploy.errors import InfeasibleError, UsageError
 from natdeploy.hardware.device import Target
+from natdeploy.latency.estimate import BYTES
 from natdeploy.pipeline.config import SearchConfig, target_of
 from natdeploy.pipeline.predictor import Predictor, estimated
 from natdeploy.pipeline.setting import Setting
 from natdeploy.search import Constraint, Objectives, parse_constraint, reachable_range, smallest_feasible
 from natdeploy.space import Arch, BlockSum, Genotypes, SearchSpace
 from natdeploy.training.adapt import ArchSampler, Lesson
+
+LATENCY = "latency"
+"""On the search's own target; `latency@TARGET` is that of another one."""
 
 LEADER_SHARE = 0.45
 """Of the baseline's resolution, from which on the seed's architecture leads the training."""
@@ -31,77 +35,123 @@ class Problem:
     """What is minimised under which constraints, and the architectures that have a part of their own in training.
 
     Attributes:
-        target: where latency counts.
+        targets: where latency counts, by the name of its objective; `latency` is the search's own target, and first.
         objectives: `error` first.
         constraints: to keep.
         baseline: the seed's architecture, at the first resolution at which it exceeds a constraint, or the middle one without any.
         smallest: the smallest architecture of the space where it keeps the constraints, else one that does.
+        largest: of the largest and the seed's architecture at all resolutions, the one with the most MACs that keeps the
+            constraints, else the smallest.
         reachable: (least, greatest) value of every cheap objective.
-        estimated: latencies come from a specification sheet.
+        estimated: objectives whose latencies come from a specification sheet.
     """
 
-    target: Target
+    targets: Mapping[str, Target]
     objectives: Objectives
     constraints: tuple[Constraint, ...]
     baseline: Arch
     smallest: Arch
+    largest: Arch
     reachable: Mapping[str, tuple[float, float]]
-    estimated: bool
+    estimated: frozenset[str]
+
+    @property
+    def target(self) -> Target:
+        """The search's own."""
+        return self.targets[LATENCY]
 
     def label(self, objective: str) -> str:
         """What to call an objective's values."""
-        return label(objective, estimated=self.estimated)
+        return label(objective, estimated=objective in self.estimated)
 
 
 def label(objective: str, *, estimated: bool) -> str:
     """What to call an objective's values before people: an estimate is never called a latency and nothing else."""
-    return f"estimated {objective}" if estimated and objective == "latency" else objective
+    return f"estimated {objective}" if estimated else objective
 
 
-def requirements(config: SearchConfig) -> tuple[Target, tuple[Constraint, ...]]:
-    """Target and constraints, checked as far as that is possible without reading anything.
+def requirements(config: SearchConfig) -> tuple[dict[str, Target], tuple[Constraint, ...]]:
+    """Targets by objective and constraints, checked as far as that is possible without reading anything.
 
     Raises:
         UsageError: target, objective or constraint is unknown or makes no sense.
     """
     constraints = tuple(parse_constraint(text) for text in config.constraints)
-    unknown: dict[str, Any] = dict.fromkeys(("latency", "macs", "params"))
+    used = dict.fromkeys([*config.objectives, *(each.objective for each in constraints)])
+    unknown: dict[str, Any] = dict.fromkeys(used)
     Objectives(config.objectives, unknown)
-    return target_of(config), constraints
+    if any(name.partition("@")[0] == "energy" for name in used):
+        raise UsageError("energy cannot be searched for yet: latency tables hold no measured energy; leave it out")
+    targets = {LATENCY: target_of(config)}
+    for name in used:
+        base, _, text = name.partition("@")
+        if base == LATENCY and text:
+            targets[name] = target_of(config, text)
+    same = [name for name, target in targets.items() if name != LATENCY and str(target) == str(targets[LATENCY])]
+    if same:
+        raise UsageError(f"{same[0]} is the search's own target; write `latency`, or name another target")
+    return targets, constraints
 
 
-def objectives_of(names: tuple[str, ...], space: SearchSpace, predictor: Predictor, classes: int) -> Objectives:
-    """Objectives with the functions that compute all but the error."""
+def objectives_of(
+    names: tuple[str, ...], space: SearchSpace, predictors: Mapping[str, Predictor], classes: int, precision: str
+) -> Objectives:
+    """Objectives with the functions that compute all but the error.
+
+    Args:
+        names: of the objectives.
+        space: of the architectures, of one width.
+        predictors: of latency, by objective.
+        classes: outputs of the classifier.
+        precision: of the weights in the file, which has as many as there are parameters.
+    """
     return Objectives(
         names,
         {
-            "latency": predictor.total(space, classes),
+            **{name: predictor.total(space, classes) for name, predictor in predictors.items()},
             "macs": BlockSum(space, lambda blocks: [block.macs for block in blocks], classes),
             "params": BlockSum(space, lambda blocks: [block.params for block in blocks], classes),
+            "size": BlockSum(space, lambda blocks: [BYTES[precision] * block.params / 1e6 for block in blocks], classes),
         },
     )
 
 
-def make_problem(config: SearchConfig, setting: Setting, predictor: Predictor) -> Problem:
+def make_problem(config: SearchConfig, setting: Setting, predictors: Mapping[str, Predictor]) -> Problem:
     """The problem that a configuration states.
+
+    Args:
+        config: what the user asks for.
+        setting: images and supernet.
+        predictors: of latency, by objective.
 
     Raises:
         InfeasibleError: no architecture keeps the constraints; the message names the reachable range.
     """
-    target, constraints = requirements(config)
+    targets, constraints = requirements(config)
     space = setting.space
-    objectives = objectives_of(config.objectives, space, predictor, len(setting.classes))
+    objectives = objectives_of(config.objectives, space, predictors, len(setting.classes), targets[LATENCY].precision)
     rng = np.random.default_rng(config.seed)
-    estimate = estimated(predictor)
+    estimates = {name: text for name, predictor in predictors.items() if (text := estimated(predictor))}
     try:
         smallest = space.decode(smallest_feasible(space, objectives, constraints, rng))
     except InfeasibleError as error:
-        if estimate is None:
+        if not estimates:
             raise
-        raise InfeasibleError(f"{error}; latency is {estimate}") from error
-    reachable = {name: reachable_range(function, space, rng) for name, function in objectives.cheap.items()}
+        raise InfeasibleError(f"{error}; {'; '.join(f'{name} is {text}' for name, text in estimates.items())}") from error
+    named = dict.fromkeys([*predictors, *(each.objective for each in constraints), *config.objectives[1:], "macs", "params"])
+    reachable = {name: reachable_range(objectives.cheap[name], space, rng) for name in named}
     baseline = _baseline(setting, objectives, constraints)
-    return Problem(target, objectives, constraints, baseline, smallest, reachable, estimate is not None)
+    largest = _largest(setting, objectives, constraints) or smallest
+    return Problem(targets, objectives, constraints, baseline, smallest, largest, reachable, frozenset(estimates))
+
+
+def _largest(setting: Setting, objectives: Objectives, constraints: Sequence[Constraint]) -> Arch | None:
+    space = setting.space
+    upper = space.decode(space.upper)
+    archs = [arch for each in space.resolutions for arch in (setting.seed_arch(each), replace(upper, resolution=each))]
+    keeps = objectives.violation(space.encode_all(archs), constraints) == 0
+    kept = [arch for arch, keep in zip(archs, keeps, strict=True) if keep]
+    return max(kept, key=lambda arch: float(objectives.cheap["macs"](space.encode(arch)[None])[0]), default=None)
 
 
 def _baseline(setting: Setting, objectives: Objectives, constraints: Sequence[Constraint]) -> Arch:
@@ -138,19 +188,32 @@ def around_seed(setting: Setting, problem: Problem) -> ArchSampler:
     return within(problem, space, draw)
 
 
-def first_lesson(setting: Setting, problem: Problem) -> Lesson:
-    """What the warm-up teaches: the seed's architecture at all but the smallest resolutions leads those around it."""
+def first_lesson(setting: Setting, problem: Problem, *, uniform: bool = False) -> Lesson:
+    """What the warm-up teaches: the seed's architecture at all but the smallest resolutions leads those around it.
+
+    Args:
+        setting: images and supernet.
+        problem: of the search.
+        uniform: all architectures are sampled alike, instead of those around the seed.
+    """
+    sampler = within(problem, setting.space, setting.space.sample) if uniform else around_seed(setting, problem)
     largest = problem.baseline.resolution
     resolutions = [each for each in setting.space.resolutions if LEADER_SHARE * largest <= each <= largest]
-    return Lesson(setting.task, [setting.seed_arch(each) for each in resolutions], around_seed(setting, problem))
+    return Lesson(
+        setting.task,
+        [setting.seed_arch(each) for each in resolutions],
+        sampler,
+        largest=problem.largest,
+        smallest=problem.smallest,
+    )
 
 
 def first_archs(setting: Setting, problem: Problem, count: int, seed: int) -> list[Arch]:
-    """Architectures for the first archive: the baseline, the seed's own at every resolution that keeps the constraints, and as many
-    around it as make half of `count`; the search adds others from the whole space.
+    """Architectures for the first archive: the baseline, the largest, the seed's own at every resolution that keeps the
+    constraints, and as many around it as make half of `count`; the search adds the smallest and others from the whole space.
     """
     own = [setting.seed_arch(resolution) for resolution in setting.space.resolutions]
     kept = problem.objectives.violation(setting.space.encode_all(own), problem.constraints) == 0
-    archs = [problem.baseline, *(arch for arch, keeps in zip(own, kept, strict=True) if keeps)]
+    archs = [problem.baseline, problem.largest, *(arch for arch, keeps in zip(own, kept, strict=True) if keeps)]
     near = around_seed(setting, problem)(max(0, count // 2 - len(archs)), np.random.default_rng([seed, len(archs)]))
     return list(dict.fromkeys([*archs, *near]))[:count]

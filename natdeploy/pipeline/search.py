@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -15,30 +15,35 @@ import torch
 from pydantic import ValidationError
 
 from natdeploy._version import __version__
-from natdeploy.errors import DamagedFileError, UsageError
+from natdeploy.distributed.engine import Engine, InProcess
+from natdeploy.errors import DamagedFileError, NatdeployError, UsageError
 from natdeploy.hardware.device import Target, host_facts
 from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.latency.predictor import LatencyPredictor, quality_text
 from natdeploy.logs import log_to
-from natdeploy.pipeline.budget import Budget, make_budget
-from natdeploy.pipeline.config import SearchConfig, target_of
+from natdeploy.pipeline.budget import TUNED, Budget, make_budget
+from natdeploy.pipeline.choice import stand_out
+from natdeploy.pipeline.config import SearchConfig
+from natdeploy.pipeline.correct import FrontMeasurer
 from natdeploy.pipeline.evaluate import Evaluator, ranking_noise
+from natdeploy.pipeline.knowledge import read_knowledge, stored_knowledge
 from natdeploy.pipeline.predictor import Predictor, estimated, find_predictor, load_predictor, no_table, save_predictor
-from natdeploy.pipeline.problem import Problem, first_archs, first_lesson, make_problem, requirements, within
+from natdeploy.pipeline.problem import LATENCY, Problem, first_archs, first_lesson, make_problem, requirements, within
 from natdeploy.pipeline.profile import DEFAULT_MINUTES, measure_table, tables_folder
-from natdeploy.pipeline.setting import Setting, prepare
+from natdeploy.pipeline.setting import Setting, as_tabled, prepare
+from natdeploy.pipeline.train import Training
 from natdeploy.progress import Progress, Silent
-from natdeploy.search import Archive, Distribution, RoundReport, show
+from natdeploy.search import Archive, Distribution, Objectives, RoundReport, show
 from natdeploy.search import search as nat_search
 from natdeploy.space import Arch, get_space, space_toml
+from natdeploy.stopwatch import take, timed
 from natdeploy.store import Evaluation, NetRecord, RunStore
-from natdeploy.supernet import Supernet
+from natdeploy.supernet import Subnet
+from natdeploy.tasks import Classification
 from natdeploy.training.adapt import Adapter, Lesson
 from natdeploy.training.judge import calibrated_subnet, judge
+from natdeploy.training.loop import TrainSettings
 
-CHECKPOINT = "supernet"
-CHECKPOINT_SECONDS = 60.0
-"""A killed run repeats at most this much training."""
 LOG = "log.txt"
 MOST_FINAL = 24
 """Nets that are trained to the end; more would each get too little."""
@@ -86,20 +91,28 @@ def plan(config: SearchConfig, progress: Progress | None = None) -> Plan:
         NatdeployError: anything else that `search` would refuse.
     """
     progress = progress or Silent()
-    target, _ = requirements(config)
+    targets, _ = requirements(config)
     setting = prepare(config, progress)
-    predictor = _find(config, setting, target, progress)
-    if predictor is None:
+    found = {name: _find(config, name, setting, target, progress) for name, target in targets.items()}
+    unknown = [str(targets[name]) for name, predictor in found.items() if predictor is None]
+    if unknown:
+        first = f"no table of this machine yet, it is profiled first (at most {DEFAULT_MINUTES:g} min)"
         facts = _facts(config, setting) | {
-            "target": f"{target}: no table of this machine yet, it is profiled first (at most {DEFAULT_MINUTES:g} min)",
+            "target": f"{', '.join(unknown)}: {first}",
             "reachable": "known once the target is profiled",
         }
         return Plan(config, facts, {}, None)
-    return _plan(config, setting, make_problem(config, setting, predictor), predictor)
+    predictors = {name: predictor for name, predictor in found.items() if predictor is not None}
+    return _plan(config, setting, make_problem(config, setting, predictors), predictors)
 
 
-def search(config: SearchConfig, progress: Progress | None = None) -> Path:
+def search(config: SearchConfig, progress: Progress | None = None, engine: Engine | None = None) -> Path:
     """Searches, or goes on if `config.out` holds this very search.
+
+    Args:
+        config: what the user asks for.
+        progress: is told about the work.
+        engine: trains and judges; this process by default.
 
     Returns:
         The run folder.
@@ -110,49 +123,75 @@ def search(config: SearchConfig, progress: Progress | None = None) -> Path:
         NatdeployError: anything else a user can mend.
     """
     progress = progress or Silent()
-    target, _ = requirements(config)
+    engine = engine or InProcess()
+    config = _sharded(config, engine, progress)
+    targets, _ = requirements(config)
     if (config.out / "run.sqlite").exists():
-        return _continue(config.out, progress, config)
-    setting = prepare(config, progress)
+        return _continue(config.out, progress, engine, config)
     start = time.perf_counter()
-    predictor = _predictor(config, setting, target, progress)
+    setting = prepare(config, progress)
+    knowledge = read_knowledge(config, setting.space)
+    data_s, start = time.perf_counter() - start, time.perf_counter()
+    predictors = {name: _predictor(config, name, setting, target, progress) for name, target in targets.items()}
     profiling_s = time.perf_counter() - start
-    problem = make_problem(config, setting, predictor)
-    made = _plan(config, setting, problem, predictor)
+    problem = make_problem(config, setting, predictors)
+    made = _plan(config, setting, problem, predictors)
     for line in made.text():
         progress.note(line)
     assert made.budget is not None
     config.out.mkdir(parents=True, exist_ok=True)
-    save_predictor(predictor, config.out)
+    for name, predictor in predictors.items():
+        save_predictor(predictor, config.out, name.removeprefix(LATENCY))
+    quality = predictors[LATENCY].quality
     facts = {
         **setting.facts(),
         "space": space_toml(get_space(config.space)),
+        "searched_space": space_toml(setting.space),
         "command": sys.argv,
         "version": __version__,
         "plan": dict(made.facts),
         "budget": made.budget.to_json(),
         "environment": _environment(),
-        "quality": predictor.quality and asdict(predictor.quality),
-        "estimate": estimated(predictor),
+        "quality": quality and asdict(quality),
+        "estimate": made.estimate,
+        "knowledge": [[genotypes.tolist(), errors.tolist()] for genotypes, errors in knowledge],
     }
     with RunStore.create(config.out, config.model_dump(mode="json"), facts) as store, log_to(config.out / LOG):
-        store.add_seconds("profiling", profiling_s)
-        _start(config, setting, problem, made.budget, store=store, progress=progress)
+        store.add_seconds({"images and weights": data_s, "profiling": profiling_s})
+        _start(config, setting, problem, made.budget, store=store, progress=progress, engine=engine)
     return config.out
 
 
-def resume(folder: Path, progress: Progress | None = None) -> Path:
+def _sharded(config: SearchConfig, engine: Engine, progress: Progress) -> SearchConfig:
+    """With a shard of every batch for each of the engine's workers, unless shards were asked for."""
+    train = config.adapt.train
+    if engine.workers == 1 or "shards" in train.model_fields_set:
+        return config
+    progress.note(
+        f"every batch is cut into {engine.workers} shards, one for each worker; BatchNorm normalises each alone, so results are "
+        f"those of `[adapt.train]` with `shards = {engine.workers}`"
+    )
+    sharded = TrainSettings(**{**train.model_dump(exclude_unset=True), "shards": engine.workers})
+    return config.model_copy(update={"adapt": config.adapt.model_copy(update={"train": sharded})})
+
+
+def resume(folder: Path, progress: Progress | None = None, engine: Engine | None = None) -> Path:
     """Goes on with a search that was interrupted; one that is finished stays as it is.
+
+    Args:
+        folder: of the run.
+        progress: is told about the work.
+        engine: trains and judges; this process by default, whichever the run began with.
 
     Raises:
         UsageError: there is no run in the folder.
         DamagedFileError: a file of the run does not hold what it should.
         DataError: the images are not those the run began with.
     """
-    return _continue(folder, progress or Silent(), None)
+    return _continue(folder, progress or Silent(), engine or InProcess(), None)
 
 
-def _continue(folder: Path, progress: Progress, expected: SearchConfig | None) -> Path:
+def _continue(folder: Path, progress: Progress, engine: Engine, expected: SearchConfig | None) -> Path:
     with RunStore.open(folder) as store, log_to(folder / LOG):
         config = read_config(store)
         if expected is not None and expected != config:
@@ -165,10 +204,13 @@ def _continue(folder: Path, progress: Progress, expected: SearchConfig | None) -
             progress.note(f"{folder} is finished")
             return folder
         setting = prepare(config, progress, store)
-        predictor = load_predictor(folder)
-        _warn_of_changes(predictor, target_of(config), progress)
-        problem = make_problem(config, setting, predictor)
-        _start(config, setting, problem, Budget.from_json(store.get("budget")), store=store, progress=progress)
+        targets, _ = requirements(config)
+        predictors = {name: load_predictor(folder, name.removeprefix(LATENCY)) for name in targets}
+        for name, target in targets.items():
+            _warn_of_changes(predictors[name], target, progress)
+        problem = make_problem(config, setting, predictors)
+        budget = Budget.from_json(store.get("budget"))
+        _start(config, setting, problem, budget, store=store, progress=progress, engine=engine)
     return folder
 
 
@@ -199,42 +241,45 @@ def read_config(store: RunStore) -> SearchConfig:
         ) from error
 
 
-def _find(config: SearchConfig, setting: Setting, target: Target, progress: Progress) -> Predictor | None:
-    """What there is to predict with; None where this machine is still to be profiled. Another device is profiled on request only.
+def _find(config: SearchConfig, name: str, setting: Setting, target: Target, progress: Progress) -> Predictor | None:
+    """What there is to predict an objective with; None where this machine is still to be profiled. Another device is profiled on
+    request only.
 
     Raises:
         DeviceError: of another device there is nothing; the message holds the command that profiles it.
     """
+    space = as_tabled(setting.space, config)
     predictor = find_predictor(
         target,
-        setting.space,
+        space,
         tables=config.tables,
-        table=config.table,
-        allow_estimate=config.allow_estimate,
+        table=config.table if name == LATENCY else None,
+        allow_estimate=config.allow_estimate and name == LATENCY,
         progress=progress,
     )
     if predictor is None and target.device.transport != "local":
         raise no_table(
-            config.target,
+            config.target if name == LATENCY else name.removeprefix(f"{LATENCY}@"),
             target,
             config.space,
-            setting.space,
+            space,
             len(setting.classes),
             tables=config.tables,
             seed_weights=config.seed_weights,
+            own=name == LATENCY,
         )
     return predictor
 
 
-def _predictor(config: SearchConfig, setting: Setting, target: Target, progress: Progress) -> Predictor:
-    found = _find(config, setting, target, progress)
+def _predictor(config: SearchConfig, name: str, setting: Setting, target: Target, progress: Progress) -> Predictor:
+    found = _find(config, name, setting, target, progress)
     if found is not None:
         return found
     progress.note(f"no latency table of {target} for this space yet; measuring one, {DEFAULT_MINUTES:g} min at most")
     *_, measured = measure_table(
         tables_folder(config.tables),
         target,
-        setting.space,
+        as_tabled(setting.space, config),
         classes=len(setting.classes),
         minutes=DEFAULT_MINUTES,
         seed=0,
@@ -254,14 +299,16 @@ def _facts(config: SearchConfig, setting: Setting) -> dict[str, str]:
     }
 
 
-def _plan(config: SearchConfig, setting: Setting, problem: Problem, predictor: Predictor) -> Plan:
-    quality, estimate = predictor.quality, estimated(predictor)
-    unknown = estimate or "a sum of imported blocks; nothing tells how good it is"
-    budget = make_budget(config, setting, first_lesson(setting, problem))
+def _plan(config: SearchConfig, setting: Setting, problem: Problem, predictors: Mapping[str, Predictor]) -> Plan:
+    estimate = estimated(predictors[LATENCY])
+    budget = make_budget(config, setting, first_lesson(setting, problem, uniform=config.nat.distribution == "uniform"))
     constraints = f"; {', '.join(config.constraints)} can be met" if config.constraints else ""
     facts = _facts(config, setting) | {
-        "target": str(problem.target),
-        "predictor": quality_text(quality) if quality else unknown,
+        "target": ", ".join(map(str, problem.targets.values())),
+        "predictor": "; ".join(
+            (f"{problem.targets[name]}: " if len(predictors) > 1 else "") + _worth(predictor)
+            for name, predictor in predictors.items()
+        ),
         "reachable": ", ".join(
             f"{problem.label(name)} {show(name, low)} to {show(name, high)}" for name, (low, high) in problem.reachable.items()
         )
@@ -271,97 +318,99 @@ def _plan(config: SearchConfig, setting: Setting, problem: Problem, predictor: P
     return Plan(config, facts, problem.reachable, budget, estimate)
 
 
+def _worth(predictor: Predictor) -> str:
+    """How good a predictor is, as far as anything tells."""
+    if predictor.quality is not None:
+        return quality_text(predictor.quality)
+    return estimated(predictor) or "a sum of imported blocks; nothing tells how good it is"
+
+
 def _environment() -> dict[str, Any]:
     return {**host_facts(), "natdeploy": __version__, "torch": torch.__version__}
 
 
 def _start(
-    config: SearchConfig, setting: Setting, problem: Problem, budget: Budget, *, store: RunStore, progress: Progress
+    config: SearchConfig,
+    setting: Setting,
+    problem: Problem,
+    budget: Budget,
+    *,
+    store: RunStore,
+    progress: Progress,
+    engine: Engine,
 ) -> None:
     adapter = Adapter(setting.supernet, config.adapt, total_steps=budget.total_steps, seed=config.seed)
-    _Search(setting, problem, budget, adapter, store, progress).run(config.seed)
+    _Search(config, setting, problem, budget, Training(adapter, budget.checkpoint_steps, engine, store, progress)).run()
 
 
 @dataclass(frozen=True)
 class _Search:
     """A search under way. What the store holds already is not done again."""
 
+    config: SearchConfig
     setting: Setting
     problem: Problem
     budget: Budget
-    adapter: Adapter
-    store: RunStore
-    progress: Progress
+    training: Training
 
     @property
-    def averaged(self) -> Supernet:
-        """The supernet with averaged weights, which is what is judged."""
-        average = self.adapter.trainer.average
-        assert isinstance(average, Supernet)
-        return average
+    def store(self) -> RunStore:
+        return self.training.store
 
-    def run(self, seed: int) -> None:
-        if (saved := self.store.load_checkpoint(CHECKPOINT)) is not None:
-            tensors, info = saved
-            self.adapter.trainer.load_tensors(tensors, info["step"])
-        self._train("warm-up", self.budget.steps(0), first_lesson(self.setting, self.problem))
-        before, start = self._worked(), time.perf_counter()
+    @property
+    def progress(self) -> Progress:
+        return self.training.progress
+
+    def run(self) -> None:
+        take()  # of what this process did before
+        self.training.restore()
+        self.training.train("warm-up", self.budget.steps(0), self._lesson())
         archive = nat_search(
             self.setting.space,
             self.problem.objectives,
             self.problem.constraints,
-            evaluate=Evaluator(self.store, self.averaged, self.setting.task, self.progress),
+            evaluate=Evaluator(self.store, self.training.engine, self.training.averaged, self.setting.task, self.progress),
             adapt=self._adapt,
             settings=self.budget.nat,
-            seed=seed,
-            include=first_archs(self.setting, self.problem, self.budget.nat.initial, seed),
+            seed=self.config.seed,
+            include=first_archs(self.setting, self.problem, self.budget.nat.initial, self.config.seed),
+            correct=FrontMeasurer(
+                self.problem, self.setting.space, self._extract, self.config.seed, store=self.store, progress=self.progress
+            ),
+            knowledge=stored_knowledge(self.store),
             on_round=self._tell,
         )
-        self.store.add_seconds("search", time.perf_counter() - start - (self._worked() - before))
         self._finish(archive)
 
-    def _worked(self) -> float:
-        seconds = self.store.seconds()
-        return seconds.get("evaluation", 0.0) + seconds.get("training", 0.0)
+    def _lesson(self) -> Lesson:
+        return first_lesson(self.setting, self.problem, uniform=self.budget.nat.distribution == "uniform")
+
+    def _extract(self, arch: Arch) -> Subnet:
+        return self.training.averaged.extract(arch).cpu().eval()
 
     def _adapt(self, distribution: Distribution, version: int) -> None:
         sampler = within(self.problem, self.setting.space, distribution.sample)
-        lesson = replace(first_lesson(self.setting, self.problem), sampler=sampler)
-        self._train(f"adapting, round {version}", self.budget.steps(version), lesson)
-
-    def _train(self, stage: str, stop: int, lesson: Lesson) -> None:
-        """Trains up to `stop` steps, shows and times them, and saves the state now and then and at the end."""
-        trainer = self.adapter.trainer
-        if trainer.step >= stop:
-            return
-        with self.progress.task(stage, stop - trainer.step, "steps") as advance:
-            last = time.perf_counter()
-
-            def after_step() -> None:
-                nonlocal last
-                advance(1)
-                if trainer.step == stop or time.perf_counter() - last > CHECKPOINT_SECONDS:
-                    self.store.save_checkpoint(CHECKPOINT, trainer.tensors(), {"step": trainer.step})
-                    self.store.add_seconds("training", time.perf_counter() - last)
-                    last = time.perf_counter()
-
-            self.adapter.run(stop, lesson, after_step)
+        lesson = replace(self._lesson(), sampler=sampler)
+        self.training.train(f"adapting, round {version}", self.budget.steps(version), lesson)
 
     def _tell(self, report: RoundReport) -> None:
         # A replayed search finds evaluations in the store that are of later rounds.
         before = (each["new"] for each in self.store.rounds() if each["round"] < report.round)
         known = {*report.new, *chain.from_iterable(before)}
         evaluations = [each for each in self.store.evaluations(report.round) if Arch.parse(each.arch).id in known]
-        best_error = min(1 - evaluation.accuracy for evaluation in evaluations)
+        best_error = min((1 - each.accuracy for each in evaluations if each.whole), default=report.best_error)
         changed = {"new": list(report.new), "reference": list(report.reference), "best_error": best_error}
         self.store.add_round(asdict(report) | changed)
         surrogate = ""
         if report.surrogate is not None and report.surrogate.new_tau is not None:
             surrogate = f"; surrogate {report.surrogate.name}, tau {report.surrogate.new_tau:.2f} on new nets"
+        failed = f"; {report.failed} could not be evaluated" if report.failed else ""
         self.progress.note(
             f"round {report.round}: {report.evaluated} nets, front of {report.front_size}, least validation error "
-            f"{100 * best_error:.1f} %, hypervolume {report.hypervolume:.3f}{surrogate}"
+            f"{100 * best_error:.1f} %, hypervolume {report.hypervolume:.3f}{surrogate}{failed}"
         )
+        if report.left:
+            self.progress.note(f"left the front once it was measured: {', '.join(report.left)}")
 
     def _finish(self, archive: Archive) -> None:
         """Trains the front's nets alone, on all images but the test ones, then judges them on those, only here.
@@ -369,7 +418,10 @@ class _Search:
         The front is chosen: validation and calibration images have done their work, and may be learned from as well. Nets that
         chance may have thrown off it stay.
         """
-        noise = [ranking_noise(self._evaluation(arch)) for arch in archive.archs]
+        noise = [
+            0.0 if failed else ranking_noise(self._evaluation(arch))
+            for arch, failed in zip(archive.archs, archive.failed, strict=True)
+        ]
         chosen = archive.contenders(noise, MOST_FINAL)
         front = [archive.archs[index] for index in chosen]
         by_error = [front[index] for index in archive.values[chosen, 0].argsort(kind="stable")]
@@ -378,44 +430,69 @@ class _Search:
         def sample(count: int, rng: np.random.Generator) -> list[Arch]:
             return [front[index] for index in rng.integers(len(front), size=count)]
 
-        self._train("training the front", self.budget.total_steps, Lesson(task, by_error[: -(-len(front) // 2)], sample))
-        start = time.perf_counter()
-        nets = [("front", arch) for arch in front] + [("baseline", self.problem.baseline)]
-        statistics: dict[str, torch.Tensor] = {}
-        with self.progress.task("judging on test images", len(nets), "nets") as advance:
-            for role, arch in nets:
-                subnet = calibrated_subnet(self.averaged, arch, task)
-                self.store.put_net(self._record(role, arch, judge(subnet, task, "test").accuracy))
-                statistics |= {f"{arch.id}.{name}": value for name, value in subnet.named_buffers()}
-                advance(1)
-        self.store.save_checkpoint(STATISTICS, statistics, {})
-        self.store.add_seconds("test", time.perf_counter() - start)
+        records = [self._record("front", arch, archive.objectives) for arch in front]
+        by_macs = [Arch.parse(record.arch) for record in sorted(records, key=lambda record: record.macs)]
+        lesson = Lesson(task, by_error[: -(-len(front) // 2)], sample, largest=by_macs[-1], smallest=by_macs[0])
+        self.training.train("training the front", self.budget.total_steps, lesson)
+        tuned = self._tune(records, by_error[0], task) if self.budget.tune_steps else {}
+        self._judge([*records, self._record("baseline", self.problem.baseline, archive.objectives)], tuned, task)
         self.store.set("finished", True)
 
+    def _tune(self, records: Sequence[NetRecord], teacher: Arch, task: Classification) -> dict[str, Subnet]:
+        """The nets that stand out, each trained alone for a while, by id.
+
+        Whether that paid is told, and decides nothing: test images are looked at once.
+        """
+        ids = list(dict.fromkeys(pick.id for pick in stand_out(records, self.config)))[:TUNED]
+        wanted = [Arch.parse(record.arch) for record in records if record.id in ids]
+        tuned = {arch.id: self.training.tune(arch, teacher, task, self.budget.tune_steps) for arch in wanted}
+        return {name: subnet for name, subnet in tuned.items() if subnet is not None}
+
+    def _judge(self, nets: Sequence[NetRecord], tuned: Mapping[str, Subnet], task: Classification) -> None:
+        """Judges the nets on the test images, and those that were tuned with their own weights as well."""
+        self.store.add_seconds(take())
+        statistics: dict[str, torch.Tensor] = {}
+        with self.progress.task("judging on test images", len(nets), "nets") as advance, timed("test"):
+            for net in nets:
+                subnet = calibrated_subnet(self.training.averaged, Arch.parse(net.arch), task)
+                statistics |= {f"{net.id}.{name}": value for name, value in subnet.named_buffers()}
+                tested = replace(net, test_accuracy=judge(subnet, task, "test").accuracy)
+                if net.role == "front" and net.id in tuned:
+                    tested = replace(tested, tuned_accuracy=judge(tuned[net.id], task, "test").accuracy)
+                self.store.put_net(tested)
+                advance(1)
+        self.store.save_checkpoint(STATISTICS, statistics, {})
+        self.store.add_seconds({"test": sum(take().values())})
+
     def _evaluation(self, arch: Arch) -> Evaluation:
-        evaluation = self.store.evaluation(self.budget.nat.rounds, str(arch))
-        assert evaluation is not None, "the last round evaluates the whole archive"
+        """The latest of an architecture."""
+        evaluation = self.store.latest_evaluation(str(arch))
+        if evaluation is None:
+            raise NatdeployError(f"{arch.id} could not be evaluated ({self.store.failures()[str(arch)]}), and the run needs it")
         return evaluation
 
-    def _record(self, role: str, arch: Arch, test_accuracy: float) -> NetRecord:
-        evaluation = self._evaluation(arch)
+    def _record(self, role: str, arch: Arch, objectives: Objectives) -> NetRecord:
         genotype = self.setting.space.encode(arch)[None]
-        cheap = {name: float(function(genotype)[0]) for name, function in self.problem.objectives.cheap.items()}
+        predicted, now = (
+            {name: float(known.cheap[name](genotype)[0]) for name in self.problem.reachable}
+            for known in (self.problem.objectives, objectives)
+        )
         return NetRecord(
             arch=str(arch),
             id=arch.id,
             role=role,
-            validation_accuracy=evaluation.accuracy,
-            test_accuracy=test_accuracy,
-            predicted_ms=cheap["latency"],
+            validation_accuracy=self._evaluation(arch).accuracy,
+            test_accuracy=None,
+            predicted_ms=predicted[LATENCY],
             measured_p50_ms=None,
             measured_p90_ms=None,
             measured_n=None,
             unstable=None,
-            params=round(cheap["params"]),
-            macs=round(cheap["macs"]),
+            params=round(predicted["params"]),
+            macs=round(predicted["macs"]),
             runtime_accuracy=None,
             parity=None,
             files=(),
-            estimated=self.problem.estimated,
+            estimated=LATENCY in self.problem.estimated,
+            objectives=now,
         )

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from platformdirs import user_data_path
 
 from natdeploy.errors import DataError, UsageError, WeightsError
 from natdeploy.pipeline.config import SearchConfig
@@ -26,15 +28,18 @@ from natdeploy.supernet import (
     remap,
     supernet_of,
 )
-from natdeploy.tasks import Classification, Pixels, Splits, decode, scan_images, split
+from natdeploy.tasks import NAMED, Classification, PixelSource, Splits, named_set, open_named, open_pixels, scan_images, split
+from natdeploy.tasks.augment import resize
+from natdeploy.tasks.pixels import OnDemand
 from natdeploy.training.memory import keep_freed_memory
 
 CONVENTION_IMAGES = 32
 """Photos by which the seed's input convention is recognised."""
 
-
 FINAL_CALIBRATION = 240
 """Images, about, by which the final nets' BatchNorm statistics are taken: a few dozen cost a point of accuracy on flowers12."""
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,7 @@ class Setting:
         splits = self.task.splits
         learned = tuple(sorted(splits.train + splits.validation + splits.calibration))
         calibration = learned[:: max(1, len(learned) // FINAL_CALIBRATION)]
-        last = Splits(learned, splits.validation, calibration, splits.test)
-        return Classification(
-            self.task.pixels, last, self.convention.mean, self.convention.std, self.task.seed, flip=self.task.flip
-        )
+        return self.task.with_splits(Splits(learned, splits.validation, calibration, splits.test))
 
     def facts(self) -> dict[str, Any]:
         """JSON values that a resumed run needs to be set up alike."""
@@ -79,6 +81,7 @@ class Setting:
         return {
             "fingerprint": source.fingerprint(),
             "splits": self.task.splits.to_json(source),
+            "on_demand": isinstance(self.task.pixels, OnDemand),
             "classes": list(self.classes),
             "convention": asdict(self.convention),
             "seed_sha256": self.seed.sha256,
@@ -124,15 +127,16 @@ def prepare(config: SearchConfig, progress: Progress, store: RunStore | None = N
         )
     asked = get_space(config.space) if store is None else stored_space(config, store)
     seed, space = read_for(config.seed_weights, asked)
+    space = narrowed(space, config)
     if store is not None:
         if seed.sha256 != store.get("seed_sha256"):
             raise WeightsError(f"{config.seed_weights} is not the file this run began with; restore it or start a new run")
-        task, convention = stored_task(config, store, progress), stored_convention(store)
+        task, convention = stored_task(config, store, progress, device), stored_convention(store)
     else:
-        pixels = _decode(config, progress)
-        splits = split(pixels.source, config.seed)
-        convention = choose_input(seed, _photos(pixels, splits.train))
-        task = _task(config, pixels, splits, convention)
+        pixels, validation = _pixels(config, progress, device)
+        splits = split(pixels.source, config.seed, validation=validation)
+        convention = choose_input(seed, _photos(pixels, splits.train, max(space.resolutions)))
+        task = _task(config, pixels, splits, convention, device)
     generator = torch.Generator().manual_seed(config.seed)
     supernet, report = make_supernet(seed, space, len(task.classes), convention.padding, generator, rules=config.remap)
     supernet = supernet.to(device).to(memory_format=torch.channels_last)
@@ -156,6 +160,27 @@ def read_for(path: Path, space: SearchSpace) -> tuple[Seed, SearchSpace]:
     return seed, seed.space
 
 
+def narrowed(space: SearchSpace, config: SearchConfig) -> SearchSpace:
+    """A space with those of the asked-for resolutions that it has.
+
+    Raises:
+        UsageError: it has none of them.
+    """
+    if config.resolutions is None:
+        return space
+    kept = [each for each in space.resolutions if each in config.resolutions]
+    if not kept:
+        raise UsageError(
+            f"space {space.name} has none of the resolutions {list(config.resolutions)}; it has {list(space.resolutions)}"
+        )
+    return space.restrict(resolutions=kept)
+
+
+def as_tabled(space: SearchSpace, config: SearchConfig) -> SearchSpace:
+    """A search's space as latency tables have it, whose networks have any resolution."""
+    return space if config.resolutions is None else space.restrict(resolutions=get_space(config.space).resolutions)
+
+
 def make_supernet(
     seed: Seed,
     space: SearchSpace,
@@ -170,7 +195,7 @@ def make_supernet(
     Raises:
         WeightsError: the seed does not fit the space.
     """
-    if not (seed.supernet and space == seed.space):
+    if not (seed.supernet and space == seed.space.restrict(resolutions=space.resolutions)):
         supernet = Supernet(space, classes, width=seed.arch.width, padding=padding, norm_eps=seed.norm_eps, generator=generator)
         return supernet, remap(seed, supernet, rules)
     supernet = supernet_of(replace(seed, padding=padding))
@@ -220,33 +245,66 @@ def stored_convention(store: RunStore) -> InputConvention:
     return InputConvention(**{**stored, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
 
 
-def stored_task(config: SearchConfig, store: RunStore, progress: Progress | None = None) -> Classification:
+def stored_task(
+    config: SearchConfig, store: RunStore, progress: Progress | None = None, device: torch.device = _CPU
+) -> Classification:
     """The task of a run, with the splits it began with.
 
     Raises:
         DataError: the images are not those any more.
     """
-    pixels = _decode(config, progress or Silent())
+    pixels, _ = _pixels(config, progress or Silent(), device, on_demand=store.get("on_demand") or None)
     if store.get("fingerprint") != pixels.source.fingerprint():
         raise DataError(f"the images in {config.data} are not those this run began with; restore them or start a new run")
-    return _task(config, pixels, Splits.from_json(store.get("splits"), pixels.source), stored_convention(store))
+    return _task(config, pixels, Splits.from_json(store.get("splits"), pixels.source), stored_convention(store), device)
 
 
-def _decode(config: SearchConfig, progress: Progress) -> Pixels:
-    pixels = decode(scan_images(config.data), max(get_space(config.space).resolutions), strict=config.strict, progress=progress)
+def data_folder(config: SearchConfig) -> Path:
+    """Where the files of data sets lie that are known by name."""
+    return config.data_root or user_data_path("natdeploy") / "data"
+
+
+def _pixels(
+    config: SearchConfig, progress: Progress, device: torch.device, *, on_demand: bool | None = None
+) -> tuple[PixelSource, int | None]:
+    """The user's images, and how many of them a published recipe validates on."""
+    named, validation = named_set(config.data), None
+    if named is None:
+        if str(config.data) in NAMED:
+            progress.note(
+                f"data: the folder {config.data}, not the data set of that name; call the folder otherwise to get the set"
+            )
+        images = scan_images(config.data)
+    else:
+        images = open_named(named, data_folder(config), download=config.download, progress=progress)
+        validation = named.recipe.validation
+    size = max(narrowed(get_space(config.space), config).resolutions)
+    pixels = open_pixels(images, size, strict=config.strict, progress=progress, on_demand=on_demand, device=device)
     skipped = pixels.source.skipped
     for path, reason in skipped:
         progress.note(f"skipped {path}: {reason}")
     if skipped:
         progress.note(f"{len(skipped)} damaged image{'s were' if len(skipped) > 1 else ' was'} skipped; --strict refuses them")
-    return pixels
+    return pixels, validation
 
 
-def _task(config: SearchConfig, pixels: Pixels, splits: Splits, convention: InputConvention) -> Classification:
-    return Classification(pixels, splits, convention.mean, convention.std, config.seed, flip=config.flip)
+def _task(
+    config: SearchConfig, pixels: PixelSource, splits: Splits, convention: InputConvention, device: torch.device
+) -> Classification:
+    return Classification(
+        pixels,
+        splits,
+        convention.mean,
+        convention.std,
+        config.seed,
+        flip=config.flip,
+        augmentation=config.augmentation,
+        device=device,
+    )
 
 
-def _photos(pixels: Pixels, indices: Sequence[int]) -> torch.Tensor:
-    """Evenly chosen images (n, 3, size, size) in 0..1."""
+def _photos(pixels: PixelSource, indices: Sequence[int], resolution: int) -> torch.Tensor:
+    """Evenly chosen images (n, 3, r, r) in 0..1."""
     stride = max(1, len(indices) // CONVENTION_IMAGES)
-    return pixels.images[list(indices[::stride][:CONVENTION_IMAGES])].float() / 255
+    photos, _ = pixels.take(np.array(indices[::stride][:CONVENTION_IMAGES]))
+    return (resize(photos, max(resolution, pixels.size)).float() / 255).cpu()

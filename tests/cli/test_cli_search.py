@@ -17,7 +17,9 @@ from natdeploy.cli.search import search
 from natdeploy.errors import InfeasibleError
 from natdeploy.pipeline import SearchConfig
 
-REPORT = SimpleNamespace(nets=(), picks=(), page=Path("report.html"), summary={"nets": []})
+REPORT = SimpleNamespace(
+    nets=(), picks=(), page=Path("report.html"), seconds={"training": 3.0, "images": 1.0}, summary={"nets": []}
+)
 
 
 @pytest.fixture
@@ -25,7 +27,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[SearchConfig]:
     """What the pipeline was asked for, instead of hours of work."""
     configs: list[SearchConfig] = []
 
-    def search(config: SearchConfig, *, progress: Any) -> None:
+    def search(config: SearchConfig, *, progress: Any, engine: pipeline.Engine) -> None:
+        assert engine.workers == 1
         progress.note("planned")
         configs.append(config)
 
@@ -43,12 +46,13 @@ def test_what_is_not_said_is_the_pipelines_default(asked: list[SearchConfig]) ->
     assert result.exit_code == 0, result.output
     assert asked == [SearchConfig(data=Path("photos/flowers"), out=Path("runs/flowers"))]
     assert "report.html" in result.stdout
+    assert "time: 4 s; training 75.0 %, images 25.0 %" in result.stdout
     assert result.stderr == "planned\n"
 
 
 def test_defaults_in_the_help_are_the_pipelines() -> None:
     parameters = inspect.signature(search).parameters
-    shared = parameters.keys() & SearchConfig.model_fields.keys() - {"data", "out", "constraints"}
+    shared = parameters.keys() & SearchConfig.model_fields.keys() - {"data", "out", "constraints", "warm_start", "finetune_minutes"}
     for name in shared:
         default = SearchConfig.model_fields[name].default
         assert parameters[name].default == (list(default) if isinstance(default, tuple) else default), name
@@ -60,7 +64,8 @@ def test_every_option_reaches_the_pipeline(asked: list[SearchConfig]) -> None:
         *("--data", "photos", "--out", "runs/x", "--target", "host/onnxruntime", "--seed-weights", "seed.safetensors"),
         *("--constraint", "latency<=1.5ms", "--constraint", "params<=3M", "--objective", "error", "--objective", "macs"),
         *("--space", "demo", "--rounds", "3", "--minutes", "7.5", "--accelerator", "cpu", "--threads", "2", "--seed", "9"),
-        *("--strict", "--no-flip", "--tables", "tables"),
+        *("--strict", "--no-flip", "--tables", "tables", "--preset", "thorough", "--prefer", "error=5%,latency=1ms"),
+        *("--finetune", "90s", "--warm-start", "runs/a", "--warm-start", "runs/b", "--data-root", "sets", "--download"),
     )
     assert result.exit_code == 0, result.output
     assert asked == [
@@ -80,6 +85,12 @@ def test_every_option_reaches_the_pipeline(asked: list[SearchConfig]) -> None:
             strict=True,
             flip=False,
             tables=Path("tables"),
+            preset="thorough",
+            prefer="error=5%,latency=1ms",
+            finetune_minutes=1.5,
+            warm_start=(Path("runs/a"), Path("runs/b")),
+            data_root=Path("sets"),
+            download=True,
         )
     ]
 
@@ -100,6 +111,23 @@ def test_a_file_sets_rules_of_remapping_and_of_training(asked: list[SearchConfig
     [config] = asked
     assert (config.remap.width, config.remap.kernel, config.remap.depth) == ("first", "centre", "copy")
     assert config.adapt.train.autocast and not SearchConfig(data=Path(), out=Path()).adapt.train.autocast
+
+
+def test_a_file_lies_over_the_preset(asked: list[SearchConfig], tmp_path: Path) -> None:
+    file = tmp_path / "search.toml"
+    file.write_text('data = "photos"\npreset = "paper"\n[nat]\nrounds = 4\n')
+    assert run("--config", file).exit_code == 0
+    [config] = asked
+    assert (config.nat.rounds, config.nat.initial, config.adapt.students) == (4, 100, 3)
+
+
+def test_a_cluster_that_is_not_there_is_said(asked: list[SearchConfig]) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed; pip install 'natdeploy[ray]'")
+    result = run("--data", "photos", "--ray", "nowhere")
+    assert result.exit_code != 0
+    assert len(result.stderr.splitlines()) == 1
+    assert "no Ray cluster can be used at nowhere" in result.stderr
+    assert asked == []
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,10 @@ def test_a_session_leaves_logging_as_it_was() -> None:
     assert (root.level, list(root.handlers), warnings.showwarning) == before
 
 
-@pytest.mark.parametrize("kind", [errors.NatdeployError, *errors.NatdeployError.__subclasses__()])
+_KINDS = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.NatdeployError)]
+
+
+@pytest.mark.parametrize("kind", _KINDS)
 def test_errors_are_one_sentence_and_their_exit_code(kind: type[errors.NatdeployError], capsys: pytest.CaptureFixture[str]) -> None:
     for as_json in (False, True):
         with pytest.raises(typer.Exit) as raised, session(as_json=as_json):
@@ -113,13 +116,14 @@ def test_an_interrupted_verb_says_how_to_go_on(tmp_path: Path, capsys: pytest.Ca
 def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
     (tmp_path / "run.sqlite").touch()
     script = """
-import signal, sys, time, types
+import contextlib, signal, sys, time, types
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner in the background hands on that it ignores Ctrl-C
 pipeline = types.ModuleType("natdeploy.pipeline")
-def resume(run, progress):
+def resume(run, progress, engine):
     progress.note("working")
     time.sleep(60)
 pipeline.resume = resume
+pipeline.open_engine = lambda ray, workers: contextlib.nullcontext()
 import natdeploy
 natdeploy.pipeline = sys.modules["natdeploy.pipeline"] = pipeline
 from natdeploy.cli.main import main

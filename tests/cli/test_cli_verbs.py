@@ -43,6 +43,7 @@ class Report:
     page: Path = Path("runs/x/report.html")
     nets: tuple[NetRecord, ...] = (NET,)
     picks: tuple[Choice, ...] = (Choice(0, NET.id, "knee", "Going faster costs more."),)
+    seconds: dict[str, float] = field(default_factory=lambda: {"training": 1.0})
     summary: dict[str, Any] = field(default_factory=lambda: {"nets": [NET.id]})
 
 
@@ -52,12 +53,12 @@ def run(*arguments: str) -> Result:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Every call of the pipeline, without its progress."""
+    """Every call of the pipeline, without its progress and its engine."""
     made: list[tuple[Any, ...]] = []
 
     def stand_in(name: str, answer: Any) -> None:
         def call(*arguments: Any, **named: Any) -> Any:
-            shown = [argument for argument in arguments if not hasattr(argument, "task")]
+            shown = [argument for argument in arguments if not hasattr(argument, "task") and not hasattr(argument, "workers")]
             made.append((name, *shown, {key: value for key, value in named.items() if key != "progress"}))
             return answer
 

@@ -79,14 +79,14 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def made_up_table() -> Callable[[Path, SearchSpace], None]:
+def made_up_table() -> Callable[..., None]:
     """What writes a table of a space into a folder of tables."""
     return _write_table
 
 
-def _write_table(folder: Path, space: SearchSpace) -> None:
+def _write_table(folder: Path, space: SearchSpace, precision: str = "fp32") -> None:
     """A table that says it was measured here, whose latencies are one millisecond for 5 million MACs."""
-    target = parse_target("host")
+    target = parse_target("host", precision=precision)
     plan = make_plan(space, CLASSES, blocks=60, least=60, fit=14, test=24, seed=0)
 
     def timing(macs: float) -> Timing:
@@ -100,7 +100,7 @@ def _write_table(folder: Path, space: SearchSpace) -> None:
         runtime=ort.NAME,
         runtime_version=ort.version(),
         provider=ort.PROVIDER,
-        precision="fp32",
+        precision=precision,
         threads=1,
         batch=1,
         space=space.name,
@@ -130,6 +130,6 @@ def config(digits: Path, seed_file: Path, tables: Path, tmp_path: Path) -> Searc
         constraints=("latency<=1ms",),
         flip=False,
         tables=tables,
-        nat=NatSettings(initial=10, rounds=2, infill=3, parents=5, population=12, generations=4),
+        nat=NatSettings(initial=10, rounds=2, infill=3, parents=5, population=12, generations=4, measure_every=0),
         adapt=AdaptSettings(train=TrainSettings(batch_size=16)),
     )

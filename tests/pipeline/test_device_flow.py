@@ -207,7 +207,7 @@ def test_every_number_of_the_run_is_the_estimate_and_says_so(estimated: tuple[Se
         assert store.get("quality") is None
         assert "estimated latency" in store.get("plan")["reachable"]
         assert store.get("plan")["predictor"] == estimate.text
-    assert (config.out / ESTIMATE).exists() and not (config.out / PREDICTOR).exists()
+    assert (config.out / f"{ESTIMATE}.json").exists() and not (config.out / f"{PREDICTOR}.json").exists()
     assert any("all latencies are estimated from the specification sheet" in line for line in notes)
     assert all("estimated" in line for line in notes if " ms" in line)
 

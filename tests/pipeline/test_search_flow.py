@@ -30,6 +30,7 @@ from natdeploy.hardware.bench import QUICK
 from natdeploy.pipeline import SearchConfig
 from natdeploy.pipeline.evaluate import ranking_error, ranking_noise
 from natdeploy.pipeline.setting import read_for
+from natdeploy.search import NatSettings
 from natdeploy.space import Arch, SearchSpace, get_space, space_toml
 from natdeploy.space.catalog import plain_arch
 from natdeploy.store import Evaluation, RunStore
@@ -57,7 +58,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, digits: Path, seed_file: 
         constraints=("latency<=1ms",),
         flip=False,
         tables=tables,
-        nat={"initial": 10, "rounds": 2, "infill": 3, "parents": 5, "population": 12, "generations": 4},
+        nat={"initial": 10, "rounds": 2, "infill": 3, "parents": 5, "population": 12, "generations": 4, "measure_every": 0},
         adapt={"train": {"batch_size": 16}},
     )
     pipeline.search(template)
@@ -319,7 +320,7 @@ def test_plan_tells_budget_and_range_without_a_run(config: SearchConfig) -> None
 
 
 def test_minutes_bound_the_work(config: SearchConfig) -> None:
-    made = pipeline.plan(config.model_copy(update={"minutes": 10.0, "nat": None}))
+    made = pipeline.plan(config.model_copy(update={"minutes": 10.0, "nat": NatSettings()}))
     assert made.budget is not None
     assert made.budget.minutes <= 10.5
     assert made.budget.total_steps > 60

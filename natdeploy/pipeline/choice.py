@@ -1,0 +1,44 @@
+"""Which nets of a run stand out, and which one a user means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from natdeploy.pipeline.config import SearchConfig
+from natdeploy.pipeline.problem import LATENCY, label
+from natdeploy.search import Choice, choose
+from natdeploy.search.decide import RULES
+from natdeploy.store import NetRecord
+
+
+def choose_net(nets: Sequence[NetRecord], config: SearchConfig, which: str) -> Choice:
+    """The net of the front that a rule, a wish or an id means.
+
+    By validation error: a choice by test error would make the test images part of the search.
+
+    Raises:
+        UsageError: no net is meant, or several are.
+    """
+    front = [net for net in nets if net.role == "front"]
+    # A wish may be about anything that is known; rules are about what was searched for.
+    known = front[0].objectives if front and "=" in which else ()
+    names = tuple(dict.fromkeys([*config.objectives, *known]))
+    values = np.array([[_value(net, name) for name in names] for net in front], dtype=np.float64)
+    labels = {name: label(name, estimated=name == LATENCY and any(net.estimated for net in front)) for name in names}
+    return choose(values, names, [net.id for net in front], which, labels)
+
+
+def stand_out(nets: Sequence[NetRecord], config: SearchConfig) -> tuple[Choice, ...]:
+    """The nets of the front that stand out, each with its reason; several rules may pick the same one."""
+    wishes = [] if config.prefer is None else [config.prefer]
+    return tuple(choose_net(nets, config, rule) for rule in (*RULES, *wishes))
+
+
+def _value(net: NetRecord, name: str) -> float | None:
+    if name == "error":
+        return 1 - net.validation_accuracy
+    # Runs of before stored no objectives.
+    before = {LATENCY: net.predicted_ms, "macs": net.macs, "params": net.params}
+    return net.objectives.get(name, before.get(name))

@@ -1,0 +1,87 @@
+"""Settings for three kinds of search. Each can be set by itself; docs/search.md and docs/training.md tell the reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from natdeploy.tasks.named import Recipe
+
+Preset = Literal["quick", "paper", "thorough"]
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # For minutes on a processor: the defaults of the settings themselves; sizes of archive and rounds follow from the budget.
+    "quick": {"nat": {"measure_every": 2}},
+    # Neural Architecture Transfer as its authors run it (facts of their code and of its reproduction, docs/search.md): 30 rounds of
+    # five epochs after five of warm-up, four sampled nets a step that learn from the largest, no training after the search.
+    "paper": {
+        "schedule": {"epochs": 155.0, "warmup": 5 / 155, "final": 0.0},
+        "nat": {
+            "initial": 100,
+            "rounds": 30,
+            "infill": 8,
+            "parents": 150,
+            "population": 100,
+            "generations": 100,
+            "surrogate": "rbf",
+            "screen": False,
+        },
+        "adapt": {
+            "train": {"learning_rate": 2.5e-3, "weight_decay": 3e-4, "clip": 5.0, "batch_size": 96, "warmup": 5 / 155},
+            "head_share": 0.0,
+            "scheme": "single",
+            "sampled_share": 1.0,
+            "students": 3,
+            "student_weight": 1.0,
+            "resolution": "shared",
+            "teacher": "average",
+        },
+        "augmentation": {"policy": "autoaugment", "cutmix": 1.0, "mix_probability": 0.5},
+    },
+    # For hours on an accelerator: a large archive, sandwich and distillation, and the nets that stand out trained alone at the end.
+    "thorough": {
+        "schedule": {"epochs": 300.0, "warmup": 0.15, "final": 0.35},
+        "nat": {"initial": 150, "rounds": 15, "infill": 16, "parents": 75, "distribution": "pairs", "measure_every": 5},
+        "adapt": {
+            "scheme": "sandwich",
+            "students": 2,
+            "teacher": "inplace",
+            "largest_share": 0.05,
+        },
+        "augmentation": {"policy": "randaugment", "cutmix": 1.0, "mix_probability": 0.5},
+        "finetune_minutes": 10.0,
+    },
+}
+
+
+def published(recipe: Recipe) -> dict[str, Any]:
+    """What `paper` takes from the recipe of a data set."""
+    # One stretch of a round's length warms up; where rounds adapt nothing, one epoch fits the classifier.
+    epochs = (recipe.rounds + 1) * recipe.round_epochs or 1
+    warmup = (recipe.round_epochs or 1) / epochs
+    return {
+        "resolutions": recipe.resolutions,
+        "schedule": {"epochs": float(epochs), "warmup": warmup},
+        "nat": {"rounds": recipe.rounds},
+        "adapt": {"train": {"batch_size": recipe.batch_size, "warmup": 1 / (recipe.rounds + 1)}},
+        "augmentation": recipe.augmentation.model_dump(exclude_unset=True),
+    }
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of both, table by table; where both have one, that of `over`. A settings object counts as the table it dumps to."""
+    result = dict(under)
+    for name, value in over.items():
+        below, above = result.get(name), _table(value)
+        result[name] = merged(below, above) if isinstance(below, Mapping) and above is not None else value
+    return result
+
+
+def _table(value: Any) -> Mapping[str, Any] | None:
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, BaseModel):
+        return {name: getattr(value, name) for name in value.model_fields_set}
+    return None

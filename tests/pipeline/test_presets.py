@@ -1,0 +1,58 @@
+"""Presets, and what is given over them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from natdeploy.pipeline import SearchConfig
+from natdeploy.pipeline.presets import PRESETS, merged
+from natdeploy.search import NatSettings
+from natdeploy.tasks import NAMED
+
+PLACES = {"data": Path("data"), "out": Path("out")}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_valid_configuration_and_comes_back_from_json(name: str) -> None:
+    config = SearchConfig(**PLACES, preset=name)
+    assert SearchConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_paper_is_what_was_published() -> None:
+    config = SearchConfig(**PLACES, preset="paper")
+    assert (config.nat.initial, config.nat.rounds, config.nat.infill) == (100, 30, 8)
+    assert config.nat.population * config.nat.generations == 10_000
+    assert config.schedule.epochs * config.schedule.warmup == pytest.approx(5)
+    assert config.schedule.epochs * (1 - config.schedule.warmup) / config.nat.rounds == pytest.approx(5)
+    assert config.schedule.final == 0
+
+
+def test_what_is_given_counts_and_the_preset_fills_the_rest() -> None:
+    config = SearchConfig(**PLACES, preset="paper", nat={"rounds": 3}, adapt={"train": {"batch_size": 32}})
+    assert (config.nat.rounds, config.nat.initial) == (3, 100)
+    assert (config.adapt.train.batch_size, config.adapt.train.weight_decay) == (32, 3e-4)
+    given = SearchConfig(**PLACES, preset="paper", nat=NatSettings(rounds=3))
+    assert given.nat == config.nat
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_paper_takes_the_recipe_of_a_set_that_is_known_by_name(name: str) -> None:
+    recipe = NAMED[name].recipe
+    config = SearchConfig(data=Path(name), out=Path("out"), preset="paper")
+    assert config.resolutions == recipe.resolutions
+    assert config.adapt.train.batch_size == recipe.batch_size
+    assert config.augmentation == recipe.augmentation
+    assert config.schedule.epochs * (1 - config.schedule.warmup) == pytest.approx(recipe.rounds * recipe.round_epochs)
+    assert SearchConfig(data=Path(name), out=Path("out")).resolutions is None, "quick is not what was published"
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(ValidationError, match="quick"):
+        SearchConfig(**PLACES, preset="best")
+
+
+def test_tables_merge_and_values_replace() -> None:
+    assert merged({"a": {"x": 1, "y": 2}, "b": 3}, {"a": {"y": 4}, "c": 5}) == {"a": {"x": 1, "y": 4}, "b": 3, "c": 5}
