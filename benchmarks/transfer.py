@@ -1,11 +1,19 @@
-"""Front against front: natdeploy's search beside conventional fine-tuning of the same seed, in the same time, on the same target.
+"""Front against front: natdeploy's search beside other ways to networks for one's own images, in the same time, on the same target.
 
-The seed network is fine-tuned at several resolutions: classifier first, then everything, with the same augmentation, schedule,
-weight averaging, input convention and calibration as ours, and from the start with all images but the test ones, since it selects
-nothing. Its runs share the minutes that the search gets in all, evaluation included. All networks are then measured in one
-interleaved run.
+- `conventional`: every seed network fine-tuned at several resolutions; classifier first, then everything, with the same
+  augmentation, schedule, weight averaging, input convention and calibration as ours, and from the start with all images but
+  the test ones, since it selects nothing. Its networks share `--minutes` times `--conventional-share`.
+- `fixed weights`: as once-for-all is used: the supernet of the first seed is trained on architectures drawn from the whole
+  space, and then searched without any more training.
+- `random`: our loop with random architectures instead of those that surrogate and evolution propose.
+- `ours`: from the first seed.
+- `ours, best seed`: from the seed whose frozen features tell validation images apart best (logistic regression).
 
-    python benchmarks/transfer.py --data DIR --seed-weights FILE --minutes 7 --seeds 1 --target host --json transfer.json
+Every way has `--minutes` in all, evaluation included. All networks of a seed of chance are then measured in one interleaved run.
+
+    python benchmarks/transfer.py --data DIR --seed-weights FILE FILE --minutes 7 --seeds 3 --target host --json transfer.json
+
+`--data cifar10.npz` unpacks JPEG files from `jpeg`, `offset`, `label` and `name` arrays first (`--per-class N` of them).
 """
 
 from __future__ import annotations
@@ -15,15 +23,18 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
+from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from sklearn.linear_model import LogisticRegression
 
 from natdeploy import pipeline
 from natdeploy.errors import NatdeployError
@@ -32,27 +43,65 @@ from natdeploy.hardware.bench import NETS, Candidate
 from natdeploy.hardware.device import parse_target
 from natdeploy.hardware.measure import measure
 from natdeploy.pipeline.setting import Setting, prepare
+from natdeploy.search.archive import hypervolume
 from natdeploy.space import Arch
-from natdeploy.supernet import Subnet, calibrate
+from natdeploy.supernet import Subnet, calibrate, read_seed
 from natdeploy.training.judge import BATCH
 from natdeploy.training.plain import train_subnet
 
 TIMED_STEPS = 20
-LATENCY_SHARE, POINTS = 0.6, 0.01
+LATENCY_SHARE, POINTS = 0.5, 0.02
 """The aim: for every conventional network, ours is as accurate at this share of its latency, or better by so much at no more."""
+PROBED = 112
+"""Resolution at which seeds are compared, px."""
+
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "fixed weights": {
+        "schedule": {"warmup": 1.0, "final": 0.0},
+        "adapt": {"sampled_share": 1.0},
+        "nat": {"distribution": "uniform", "reevaluate": False},
+    },
+    "random": {"nat": {"propose": "random"}},
+    "ours": {},
+    "ours, best seed": {},
+}
+"""Settings of each way that searches."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One network: `way` is `ours` or `conventional`; accuracy 0..1 in ONNX Runtime on the test images; p50 of `n` runs."""
+    """One network.
+
+    Attributes:
+        way: how it came to be.
+        weights: file name of the seed network.
+        seed: of chance.
+        arch: its text.
+        accuracy: 0..1, in ONNX Runtime on the test images.
+        p50_ms: of `n` runs.
+        n: timed runs.
+        unstable: the processes do not agree.
+    """
 
     way: str
+    weights: str
     seed: int
     arch: str
     accuracy: float
     p50_ms: float
     n: int
     unstable: bool
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network to be measured: where it came from and its ONNX file."""
+
+    way: str
+    weights: str
+    arch: str
+    accuracy: float
+    path: Path
 
 
 class Notes:
@@ -66,6 +115,29 @@ class Notes:
 
     def note(self, message: str) -> None:
         print(message, file=sys.stderr, flush=True)
+
+
+def config_of(
+    options: argparse.Namespace, weights: Path, out: Path, *, seed: int, settings: Mapping[str, Any]
+) -> pipeline.SearchConfig:
+    return pipeline.SearchConfig(
+        data=options.data,
+        out=out,
+        target=options.target,
+        space=space_of(weights),
+        seed_weights=weights,
+        constraints=(options.constraint,),
+        minutes=options.minutes,
+        threads=options.threads,
+        seed=seed,
+        tables=options.tables,
+        **settings,
+    )
+
+
+def space_of(weights: Path) -> str:
+    """The shipped space of a seed network."""
+    return read_seed(weights).space.name.split("_c")[0]
 
 
 def conventional(setting: Setting, config: pipeline.SearchConfig, resolution: int, seconds: float, notes: Notes) -> Subnet:
@@ -83,50 +155,83 @@ def conventional(setting: Setting, config: pipeline.SearchConfig, resolution: in
     start = time.perf_counter()
     trained = train_subnet(fresh(), task, settings, steps, lambda: None, head_steps=round(config.adapt.head_share * steps))
     calibrate(trained, (images for images, _ in task.batches("calibration", resolution, BATCH)))
-    notes.note(f"conventional at {resolution} px: {steps} steps in {time.perf_counter() - start:.0f} s")
+    notes.note(f"conventional, {config.seed_weights}, {resolution} px: {steps} steps in {time.perf_counter() - start:.0f} s")
     return trained
 
 
+def all_conventional(options: argparse.Namespace, out: Path, seed: int, notes: Notes) -> Iterator[Net]:
+    """Every seed network at every resolution."""
+    number = len(options.seed_weights) * len(options.resolutions)
+    seconds = 60 * options.minutes * options.conventional_share / number
+    for weights in options.seed_weights:
+        config = config_of(options, weights, out / "conventional", seed=seed, settings={})
+        setting = prepare(config, notes)
+        for resolution in options.resolutions:
+            subnet = conventional(setting, config, resolution, seconds, notes)
+            file = export_onnx(subnet, out / "conventional" / f"{weights.stem}-{resolution}.onnx", {})
+            correct, total = runtime_accuracy(file.path, setting.task.batches("test", resolution, BATCH))
+            yield Net("conventional", weights.name, str(subnet.arch), correct / total, file.path)
+
+
+def best_seed(options: argparse.Namespace, out: Path, seed: int, notes: Notes) -> Path:
+    """The seed network whose frozen features a linear classifier does most with, judged on validation images."""
+    scores: dict[Path, float] = {}
+    for weights in options.seed_weights:
+        setting = prepare(config_of(options, weights, out, seed=seed, settings={}), notes)
+        subnet = setting.supernet.extract(setting.seed_arch(PROBED))
+        calibrate(subnet, (images for images, _ in setting.task.batches("calibration", PROBED, BATCH)))
+        subnet.classifier = torch.nn.Identity()  # type: ignore[assignment]
+        features: dict[str, np.ndarray] = {}
+        labels: dict[str, np.ndarray] = {}
+        for split in ("train", "validation"):
+            with torch.inference_mode():
+                batches = setting.task.batches(split, PROBED, BATCH)  # type: ignore[arg-type]
+                seen = [(subnet(images).numpy(), targets.numpy()) for images, targets in batches]
+            features[split], labels[split] = (np.concatenate(each) for each in zip(*seen, strict=True))
+        scale = features["train"].std(axis=0) + 1e-6
+        probe = LogisticRegression(max_iter=2000).fit(features["train"] / scale, labels["train"])
+        scores[weights] = float(probe.score(features["validation"] / scale, labels["validation"]))
+        notes.note(f"linear probe at {PROBED} px of {weights.name}: {100 * scores[weights]:.1f} % of validation images")
+    return max(scores, key=lambda weights: scores[weights])
+
+
 def compare(options: argparse.Namespace, seed: int, notes: Notes) -> tuple[list[Point], dict[str, float]]:
-    """Both ways with one seed of chance, measured together; and the seconds of each."""
+    """All ways with one seed of chance, measured together; and the seconds of each."""
     out = options.out / f"seed{seed}"
-    config = pipeline.SearchConfig(
-        data=options.data,
-        out=out,
-        target=options.target,
-        seed_weights=options.seed_weights,
-        constraints=(options.constraint,),
-        minutes=options.minutes,
-        threads=options.threads,
-        seed=seed,
-        tables=options.tables,
-    )
-    pipeline.search(config, notes)
-    nets = [net for net in pipeline.export(out, "front", progress=notes) if net.role == "front"]
-    spent = pipeline.report(out).summary["seconds"]
-    seconds = {"ours": sum(spent[stage] for stage in ("training", "evaluation", "search"))}
-    setting = prepare(config, notes)
-    shapes: dict[str, tuple[str, str, float, Path]] = {
-        f"ours-{net.id}": ("ours", net.arch, net.runtime_accuracy or 0.0, out / net.files[0]) for net in nets
-    }
-    start = time.perf_counter()
-    for resolution in options.resolutions:
-        subnet = conventional(setting, config, resolution, 60 * options.minutes / len(options.resolutions), notes)
-        file = export_onnx(subnet, out / "conventional" / f"{resolution}.onnx", {})
-        correct, total = runtime_accuracy(file.path, setting.task.batches("test", resolution, BATCH))
-        shapes[f"conventional-{resolution}"] = ("conventional", str(subnet.arch), correct / total, file.path)
-    seconds["conventional"] = time.perf_counter() - start
-    candidates = []
-    for name, (_, arch, _, path) in shapes.items():
-        side = Arch.parse(arch).resolution
-        candidates.append(Candidate(name, path, (1, 3, side, side)))
+    nets: list[Net] = []
+    seconds: dict[str, float] = {}
+    best = best_seed(options, out, seed, notes)
+    for way in options.ways:
+        start = time.perf_counter()
+        if way == "conventional":
+            nets += all_conventional(options, out, seed, notes)
+            seconds[way] = time.perf_counter() - start
+            continue
+        weights = best if way == "ours, best seed" else options.seed_weights[0]
+        config = config_of(options, weights, out / way.replace(", ", "-").replace(" ", "-"), seed=seed, settings=WAYS[way])
+        notes.note(f"{way}, seed {seed}, from {weights.name}")
+        pipeline.search(config, notes)
+        front = [net for net in pipeline.export(config.out, "front", progress=notes) if net.role == "front"]
+        nets += [Net(way, weights.name, net.arch, net.runtime_accuracy or 0.0, config.out / net.files[0]) for net in front]
+        spent = pipeline.report(config.out).seconds
+        seconds[way] = sum(part for stage, part in spent.items() if stage not in ("images and weights", "profiling", "test"))
+    sides = [Arch.parse(net.arch).resolution for net in nets]
+    candidates = [
+        Candidate(str(number), net.path, (1, 3, side, side)) for number, (net, side) in enumerate(zip(nets, sides, strict=True))
+    ]
     target = parse_target(options.target, threads=options.threads)
-    result = measure(candidates, candidates[-1], target, NETS, seed=seed, progress=notes)
+    result = measure(candidates, candidates[0], target, NETS, seed=seed, progress=notes)
     points = []
-    for name, (way, arch, accuracy, _) in shapes.items():
-        found = result[name]
-        points.append(Point(way, seed, arch, accuracy, found.p50_ms, found.n, found.unstable))
+    for number, net in enumerate(nets):
+        found = result[str(number)]
+        points.append(Point(net.way, net.weights, seed, net.arch, net.accuracy, found.typical_ms, found.n, found.unstable))
     return sorted(points, key=lambda point: point.p50_ms), seconds
+
+
+def volume(points: Sequence[Point], error: float, latency_ms: float) -> float:
+    """Share of the box below an error and a latency that networks dominate, 0..1."""
+    values = np.array([[(1 - point.accuracy) / error, point.p50_ms / latency_ms] for point in points]).reshape(-1, 2)
+    return hypervolume(values, np.ones(2))
 
 
 def verdict(theirs: Point, ours: list[Point]) -> tuple[str, bool]:
@@ -145,62 +250,92 @@ def verdict(theirs: Point, ours: list[Point]) -> tuple[str, bool]:
     return "; ".join(parts) or "none as accurate and none as fast", reached
 
 
+def unpack(path: Path, folder: Path, per_class: int | None) -> Path:
+    """Writes the JPEG files of an archive, and of its sibling `test.npz`, as an image folder."""
+    for part, file in (("train", path), ("test", path.with_name("test.npz"))):
+        arrays = np.load(file, allow_pickle=False)
+        jpeg, offset, label, names = arrays["jpeg"], arrays["offset"], arrays["label"], arrays["name"]
+        written: dict[int, int] = {}
+        for number, kind in enumerate(label.tolist()):
+            if per_class is None or written.get(kind, 0) < per_class:
+                written[kind] = written.get(kind, 0) + 1
+                image = folder / part / str(names[kind]) / f"{number:05d}.jpg"
+                image.parent.mkdir(parents=True, exist_ok=True)
+                image.write_bytes(jpeg[offset[number] : offset[number + 1]].tobytes())
+    return folder
+
+
+def show(found: Sequence[Point], seed: int, console: Console) -> None:
+    table = Table("way", "seed network", "px", "test %", "p50 ms", "n", title=f"seed {seed}")
+    for point in found:
+        mark = "*" if point.unstable else ""
+        side = str(Arch.parse(point.arch).resolution)
+        table.add_row(point.way, point.weights, side, f"{100 * point.accuracy:.1f}", f"{point.p50_ms:.3f}{mark}", str(point.n))
+    console.print(table)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--seed-weights", type=Path, required=True)
+    parser.add_argument("--seed-weights", type=Path, required=True, nargs="+", help="the first is that of the ways with one seed")
+    parser.add_argument("--ways", nargs="+", choices=["conventional", *WAYS], default=["conventional", *WAYS])
     parser.add_argument("--minutes", type=float, default=7.0, help="for each way, in all")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--conventional-share", type=float, default=1.0, help="of the minutes, for all conventional networks")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of chance")
     parser.add_argument("--target", default="host")
-    parser.add_argument("--constraint", default="latency<=1.5ms")
-    parser.add_argument("--resolutions", type=int, nargs="+", default=[96, 128, 160], help="of the conventional networks, px")
+    parser.add_argument("--constraint", default="latency<=2ms")
+    parser.add_argument("--resolutions", type=int, nargs="+", default=[96, 128], help="of the conventional networks, px")
+    parser.add_argument("--reference", type=float, nargs=2, default=[0.3, 3.0], help="of the hypervolume: error, ms")
+    parser.add_argument("--per-class", type=int, help="training and test images of a class to unpack, for --data FILE.npz")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tables", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--json", type=Path, default=Path("transfer.json"))
     options = parser.parse_args()
-    notes, console = Notes(), Console()
+    if options.data.suffix == ".npz":
+        options.data = unpack(options.data, options.out / "images", options.per_class)
+    notes, console = Notes(), Console(width=100)
     points: list[Point] = []
     answers: list[dict[str, object]] = []
     seconds: list[dict[str, float]] = []
-    for seed in range(options.seeds):
+    volumes: list[dict[str, float]] = []
+    for seed in options.seeds:
         found, taken = compare(options, seed, notes)
         points += found
         seconds.append(taken)
-        table = Table("way", "px", "test %", "p50 ms", "n", title=f"seed {seed}")
-        for point in found:
-            mark = "*" if point.unstable else ""
-            table.add_row(
-                point.way,
-                str(Arch.parse(point.arch).resolution),
-                f"{100 * point.accuracy:.1f}",
-                f"{point.p50_ms:.3f}{mark}",
-                str(point.n),
-            )
-        console.print(table)
-        ours = [point for point in found if point.way == "ours"]
+        show(found, seed, console)
+        volumes.append({way: volume([p for p in found if p.way == way], *options.reference) for way in options.ways})
+        ours = [point for point in found if point.way.startswith("ours")]
         for theirs in (point for point in found if point.way == "conventional"):
             text, reached = verdict(theirs, ours)
-            answers.append({"seed": seed, "resolution": Arch.parse(theirs.arch).resolution, "answer": text, "aim_reached": reached})
+            answers.append({**asdict(theirs), "answer": text, "aim_reached": reached})
             console.print(
-                f"conventional {Arch.parse(theirs.arch).resolution} px, {100 * theirs.accuracy:.1f} % at {theirs.p50_ms:.3f} ms; "
-                f"ours: {text}; aim {'reached' if reached else 'not reached'}"
+                f"{theirs.weights} at {Arch.parse(theirs.arch).resolution} px, {100 * theirs.accuracy:.1f} % at "
+                f"{theirs.p50_ms:.3f} ms; ours: {text}; aim {'reached' if reached else 'not reached'}"
             )
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    reached = sum(bool(each["aim_reached"]) for each in answers)
-    spent = {way: mean(each[way] for each in seconds) for way in ("ours", "conventional")}
-    console.print(
-        f"aim reached for {reached} of {len(answers)} conventional networks; training and evaluation: ours {spent['ours']:.0f} s, "
-        f"conventional {spent['conventional']:.0f} s; peak memory {peak_mb:.0f} MB"
-    )
-    facts = {
-        "options": {name: str(value) for name, value in vars(options).items()},
-        "points": [asdict(point) for point in points],
-        "answers": answers,
-        "seconds": seconds,
-        "peak_memory_mb": peak_mb,
-    }
-    options.json.write_text(json.dumps(facts, indent=2))
+        options.json.write_text(
+            json.dumps(
+                {
+                    "options": {name: str(value) for name, value in vars(options).items()},
+                    "points": [asdict(point) for point in points],
+                    "answers": answers,
+                    "hypervolumes": volumes,
+                    "seconds": seconds,
+                    "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
+                },
+                indent=2,
+            )
+        )
+    box = f"reference {options.reference[0]:.0%}, {options.reference[1]:g} ms"
+    summary = Table("way", "hypervolume", "spread", "seconds", title=box)
+    for way in options.ways:
+        each = [found[way] for found in volumes]
+        spread = f"{stdev(each):.4f}" if len(each) > 1 else "one run"
+        summary.add_row(way, f"{mean(each):.4f}", spread, f"{mean(taken[way] for taken in seconds):.0f}")
+    console.print(summary)
+    if answers:
+        reached = sum(bool(each["aim_reached"]) for each in answers)
+        console.print(f"aim reached for {reached} of {len(answers)} conventional networks")
     return 0
 
 
