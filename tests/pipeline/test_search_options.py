@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from natdeploy import pipeline
-from natdeploy.errors import InfeasibleError, UsageError
+from natdeploy.errors import DeviceError, InfeasibleError, UsageError
 from natdeploy.pipeline import SearchConfig
 from natdeploy.pipeline.evaluate import PART_IMAGES, part_of
 from natdeploy.space import Arch, get_space
@@ -57,7 +57,7 @@ def test_five_objectives_two_of_them_latencies(two_targets: SearchConfig, notes:
 
 def test_a_target_of_an_objective_without_a_table_is_named(two_targets: SearchConfig) -> None:
     unknown = two_targets.model_copy(update={"objectives": ("error", "latency@pixel4/tflite")})
-    with pytest.raises(Exception, match=r"there is no latency table of pixel4/.*natdeploy profile --device pixel4"):
+    with pytest.raises(DeviceError, match=r"there is no latency table of pixel4/.*natdeploy profile --device pixel4"):
         pipeline.plan(unknown)
 
 
