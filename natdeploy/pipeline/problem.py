@@ -55,11 +55,6 @@ class Problem:
     reachable: Mapping[str, tuple[float, float]]
     estimated: frozenset[str]
 
-    @property
-    def target(self) -> Target:
-        """The search's own."""
-        return self.targets[LATENCY]
-
     def label(self, objective: str) -> str:
         """What to call an objective's values."""
         return label(objective, estimated=objective in self.estimated)
