@@ -41,7 +41,10 @@ ROUND_SECONDS = 4.0
 FRONT_SIZE, FRONT_SECONDS = 12, 1.5
 """Nets of a front that are not measured yet, and the time that converting and measuring one takes."""
 
-UNTIMED_STEPS, TIMED_STEPS = 2, 12
+UNTIMED_STEPS, TIMED_STEPS, LAST_TIMED_STEPS = 2, 12, 40
+
+LEAST_FINAL = 0.5
+"""Of the last stretch as planned, what remains of it where the minutes are over: a machine that was disturbed."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Budget:
         step_seconds: measured, one training step.
         evaluation_seconds: measured, one architecture.
         source: where the size of the budget comes from.
+        settled: `final_steps` have been set anew, from the minutes that were left.
     """
 
     warmup_steps: int
@@ -72,6 +76,7 @@ class Budget:
     step_seconds: float
     evaluation_seconds: float
     source: str
+    settled: bool = False
 
     @property
     def total_steps(self) -> int:
@@ -132,6 +137,28 @@ def make_budget(config: SearchConfig, setting: Setting, lesson: Lesson) -> Budge
     )
 
 
+def settled(budget: Budget, config: SearchConfig, setting: Setting, lesson: Lesson, spent_s: float) -> Budget:
+    """The budget with as many steps for the last stretch as the minutes have room for, now that its nets are known.
+
+    Their steps may cost half or twice what was thought at the start, when nobody knew which nets would be trained.
+
+    Args:
+        budget: of the search until now.
+        config: of the search; without `minutes` nothing changes.
+        setting: images and supernet.
+        lesson: of the last stretch.
+        spent_s: seconds of the minutes that are over.
+    """
+    if budget.settled or config.minutes is None or not budget.final_steps:
+        return budget
+    step_s = _step_seconds(config, setting.supernet, lesson, sampled_share=config.adapt.sampled_share, timed_steps=LAST_TIMED_STEPS)
+    fitting = math.floor((60 * config.minutes - spent_s) / step_s)
+    # First phases and the rise of the rate are shares of all steps; they must not come back.
+    done, first = budget.total_steps - budget.final_steps, max(config.adapt.first_share, config.adapt.train.warmup)
+    most = math.floor(done / first) - done if first else fitting
+    return replace(budget, final_steps=max(1, round(LEAST_FINAL * budget.final_steps), min(fitting, most)), settled=True)
+
+
 def _sized(config: SearchConfig, sizes: NatSettings) -> NatSettings:
     """Sizes that follow from the budget, and over them the settings that were given."""
     given = {name: getattr(config.nat, name) for name in config.nat.model_fields_set}
@@ -161,28 +188,29 @@ def _nat(seconds: float, evaluation_s: float, rounds: int | None) -> NatSettings
 
 
 def _measure(config: SearchConfig, setting: Setting, lesson: Lesson) -> tuple[float, float]:
-    """Seconds of a step and of an evaluation, on a copy of the supernet."""
-    supernet = copy.deepcopy(setting.supernet)
+    """Seconds of a step and of an evaluation."""
     # The cost of a step grows with the area of its images: a leader of the mean area stands for all of them.
     mean_area = mean(arch.resolution**2 for arch in lesson.leaders)
     typical = min(lesson.leaders, key=lambda arch: abs(arch.resolution**2 - mean_area))
-    led = _step_seconds(config, supernet, replace(lesson, leaders=[typical]), sampled_share=0.0)
-    sampled = _step_seconds(config, supernet, lesson, sampled_share=1.0)
+    led = _step_seconds(config, setting.supernet, replace(lesson, leaders=[typical]), sampled_share=0.0)
+    sampled = _step_seconds(config, setting.supernet, lesson, sampled_share=1.0)
     # The last stretch draws nets of the front for sampled ones, which are like its leaders.
     share = config.adapt.sampled_share * (1 - config.schedule.final)
     step_s = (1 - share) * led + share * sampled
     start = time.perf_counter()
-    judge(calibrated_subnet(supernet, typical, setting.task), setting.task, "validation")
+    judge(calibrated_subnet(setting.supernet, typical, setting.task), setting.task, "validation")
     return step_s, time.perf_counter() - start
 
 
-def _step_seconds(config: SearchConfig, supernet: Supernet, lesson: Lesson, *, sampled_share: float) -> float:
-    """Of a step once the first phases are over; at a rate of zero, so that weights stay what they are."""
+def _step_seconds(
+    config: SearchConfig, supernet: Supernet, lesson: Lesson, *, sampled_share: float, timed_steps: int = TIMED_STEPS
+) -> float:
+    """Of a step once the first phases are over; of a copy of the supernet, at a rate of zero."""
     phases = {"head_share": 0.0, "largest_share": 0.0, "wide_share": 0.0}
     still = config.adapt.train.model_copy(update={"learning_rate": 0.0})
     settings = config.adapt.model_copy(update={**phases, "sampled_share": sampled_share, "train": still})
-    adapter = Adapter(supernet, settings, total_steps=UNTIMED_STEPS + TIMED_STEPS, seed=config.seed)
+    adapter = Adapter(copy.deepcopy(supernet), settings, total_steps=UNTIMED_STEPS + timed_steps, seed=config.seed)
     adapter.run(UNTIMED_STEPS, lesson, lambda: None)
     start = time.perf_counter()
-    adapter.run(UNTIMED_STEPS + TIMED_STEPS, lesson, lambda: None)
-    return (time.perf_counter() - start) / TIMED_STEPS
+    adapter.run(UNTIMED_STEPS + timed_steps, lesson, lambda: None)
+    return (time.perf_counter() - start) / timed_steps

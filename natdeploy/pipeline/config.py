@@ -25,6 +25,7 @@ class Schedule(BaseModel):
         epochs: passes over the training images, where no budget in minutes is given.
         warmup: share of all steps before the first evaluation.
         final: share of all steps after the last round, with the nets of the front alone.
+        final_nets: of them, at most; more share the training, and each gets less of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +33,7 @@ class Schedule(BaseModel):
     epochs: float = Field(default=60.0, gt=0)
     warmup: float = Field(default=0.2, ge=0, le=1)
     final: float = Field(default=0.65, ge=0, le=1)
+    final_nets: int = Field(default=24, ge=1)
 
     @model_validator(mode="after")
     def _leaves_rounds(self) -> Schedule:

@@ -21,7 +21,7 @@ from natdeploy.hardware.device import Target, host_facts
 from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.latency.predictor import LatencyPredictor, quality_text
 from natdeploy.logs import log_to
-from natdeploy.pipeline.budget import TUNED, Budget, make_budget
+from natdeploy.pipeline.budget import TUNED, Budget, make_budget, settled
 from natdeploy.pipeline.choice import stand_out
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.correct import FrontMeasurer
@@ -45,8 +45,9 @@ from natdeploy.training.judge import calibrated_subnet, judge
 from natdeploy.training.loop import TrainSettings
 
 LOG = "log.txt"
-MOST_FINAL = 24
-"""Nets that are trained to the end; more would each get too little."""
+LOADING, PROFILING, TEST = "images and weights", "profiling", "test"
+BESIDE_THE_MINUTES = (LOADING, PROFILING, TEST)
+"""Parts of a run that its budget in minutes does not count."""
 STATISTICS = "statistics"
 """BatchNorm statistics of the final nets; their weights are slices of the supernet's."""
 
@@ -157,7 +158,7 @@ def search(config: SearchConfig, progress: Progress | None = None, engine: Engin
         "knowledge": [[genotypes.tolist(), errors.tolist()] for genotypes, errors in knowledge],
     }
     with RunStore.create(config.out, config.model_dump(mode="json"), facts) as store, log_to(config.out / LOG):
-        store.add_seconds({"images and weights": data_s, "profiling": profiling_s})
+        store.add_seconds({LOADING: data_s, PROFILING: profiling_s})
         _start(config, setting, problem, made.budget, store=store, progress=progress, engine=engine)
     return config.out
 
@@ -422,7 +423,7 @@ class _Search:
             0.0 if failed else ranking_noise(self._evaluation(arch))
             for arch, failed in zip(archive.archs, archive.failed, strict=True)
         ]
-        chosen = archive.contenders(noise, MOST_FINAL)
+        chosen = archive.contenders(noise, self.config.schedule.final_nets)
         front = [archive.archs[index] for index in chosen]
         by_error = [front[index] for index in archive.values[chosen, 0].argsort(kind="stable")]
         task = self.setting.final_task()
@@ -433,10 +434,20 @@ class _Search:
         records = [self._record("front", arch, archive.objectives) for arch in front]
         by_macs = [Arch.parse(record.arch) for record in sorted(records, key=lambda record: record.macs)]
         lesson = Lesson(task, by_error[: -(-len(front) // 2)], sample, largest=by_macs[-1], smallest=by_macs[0])
-        self.training.train("training the front", self.budget.total_steps, lesson)
+        self.training.train("training the front", self._total_steps(lesson), lesson)
         tuned = self._tune(records, by_error[0], task) if self.budget.tune_steps else {}
         self._judge([*records, self._record("baseline", self.problem.baseline, archive.objectives)], tuned, task)
         self.store.set("finished", True)
+
+    def _total_steps(self, last: Lesson) -> int:
+        """Of the whole training; what the minutes leave for the last stretch is decided once, and stored."""
+        spent_s = sum(seconds for part, seconds in self.store.seconds().items() if part not in BESIDE_THE_MINUTES)
+        budget = settled(self.budget, self.config, self.setting, last, spent_s)
+        if budget != self.budget:
+            self.store.set("budget", budget.to_json())
+            self.progress.note(f"{budget.final_steps} steps with the front alone instead of {self.budget.final_steps}: so many fit")
+        self.training.adapter.trainer.total_steps = budget.total_steps
+        return budget.total_steps
 
     def _tune(self, records: Sequence[NetRecord], teacher: Arch, task: Classification) -> dict[str, Subnet]:
         """The nets that stand out, each trained alone for a while, by id.
@@ -452,7 +463,7 @@ class _Search:
         """Judges the nets on the test images, and those that were tuned with their own weights as well."""
         self.store.add_seconds(take())
         statistics: dict[str, torch.Tensor] = {}
-        with self.progress.task("judging on test images", len(nets), "nets") as advance, timed("test"):
+        with self.progress.task("judging on test images", len(nets), "nets") as advance, timed(TEST):
             for net in nets:
                 subnet = calibrated_subnet(self.training.averaged, Arch.parse(net.arch), task)
                 statistics |= {f"{net.id}.{name}": value for name, value in subnet.named_buffers()}
@@ -462,7 +473,7 @@ class _Search:
                 self.store.put_net(tested)
                 advance(1)
         self.store.save_checkpoint(STATISTICS, statistics, {})
-        self.store.add_seconds({"test": sum(take().values())})
+        self.store.add_seconds({TEST: sum(take().values())})
 
     def _evaluation(self, arch: Arch) -> Evaluation:
         """The latest of an architecture."""

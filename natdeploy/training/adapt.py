@@ -95,9 +95,14 @@ class AdaptSettings(BaseModel):
     teacher_every: int = Field(default=50, ge=1)
     teacher_images: int = Field(default=256, ge=1)
 
+    @property
+    def first_share(self) -> float:
+        """Share of all steps in the phases before the rounds."""
+        return self.head_share + self.largest_share + self.wide_share
+
     @model_validator(mode="after")
     def _makes_sense(self) -> AdaptSettings:
-        if self.head_share + self.largest_share + self.wide_share > 1:
+        if self.first_share > 1:
             raise ValueError("head_share, largest_share and wide_share add up to more than 1; lower one of them")
         if self.teacher == "inplace" and self.scheme == "single" and not self.students:
             raise ValueError(
