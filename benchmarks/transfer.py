@@ -211,8 +211,9 @@ def compare(options: argparse.Namespace, seed: int, notes: Notes) -> tuple[list[
         config = config_of(options, weights, out / way.replace(", ", "-").replace(" ", "-"), seed=seed, settings=WAYS[way])
         notes.note(f"{way}, seed {seed}, from {weights.name}")
         pipeline.search(config, notes)
-        front = [net for net in pipeline.export(config.out, "front", progress=notes) if net.role == "front"]
-        nets += [Net(way, weights.name, net.arch, net.runtime_accuracy or 0.0, config.out / net.files[0]) for net in front]
+        archs = {net.id: net.arch for net in pipeline.nets(config.out) if net.role == "front"}
+        files = pipeline.export(config.out, "front", progress=notes)
+        nets += [Net(way, weights.name, archs[file.id], file.test_accuracy or 0.0, config.out / file.path) for file in files]
         spent = pipeline.report(config.out).seconds
         seconds[way] = sum(part for stage, part in spent.items() if stage not in ("images and weights", "profiling", "test"))
     sides = [Arch.parse(net.arch).resolution for net in nets]

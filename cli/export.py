@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .options import Json, NoProgress, Quiet, Run, Verbose
-from .results import show_nets
+from .results import show_files
 from .terminal import session
 
 
@@ -35,5 +35,5 @@ def export(
     with session(as_json=as_json, verbose=verbose, quiet=quiet, no_progress=no_progress) as progress:
         from natdeploy import pipeline
 
-        nets = pipeline.export(run, arch=arch, formats=tuple(formats), progress=progress)
-    show_nets(nets, as_json=as_json)
+        files = pipeline.export(run, arch=arch, formats=tuple(formats), progress=progress)
+    show_files(files, as_json=as_json)

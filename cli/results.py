@@ -12,7 +12,7 @@ from .terminal import write_json
 if TYPE_CHECKING:
     from natdeploy.pipeline import ReportResult
     from natdeploy.report import Pick
-    from natdeploy.store import NetRecord
+    from natdeploy.store import FileRecord, NetRecord
 
 
 def show_report(result: ReportResult, *, as_json: bool) -> None:
@@ -30,22 +30,29 @@ def show_report(result: ReportResult, *, as_json: bool) -> None:
 
 
 def show_nets(nets: Sequence[NetRecord], *, as_json: bool) -> None:
-    """Nets and their files."""
     if as_json:
         from natdeploy.report import net_json
 
         write_json([net_json(net) for net in nets])
         return
     print_nets(nets, ())
-    for net in nets:
-        for file in net.files:
-            typer.echo(f"{net.id}  {file}{_checked(net)}")
 
 
-def _checked(net: NetRecord) -> str:
-    if net.parity is None or net.runtime_accuracy is None:
+def show_files(files: Sequence[FileRecord], *, as_json: bool) -> None:
+    """Files with what was found when they were checked."""
+    if as_json:
+        from natdeploy.report import file_json
+
+        write_json([file_json(file) for file in files])
+        return
+    for file in files:
+        typer.echo(f"{file.id}  {file.path}{_checked(file)}")
+
+
+def _checked(file: FileRecord) -> str:
+    if file.max_rel is None or file.test_accuracy is None:
         return ""
-    return f"  logits within {net.parity:.0e} of torch's, {100 * net.runtime_accuracy:.1f} % of test images right in its runtime"
+    return f"  logits within {file.max_rel:.0e} of torch's, {100 * file.test_accuracy:.1f} % of test images right in its runtime"
 
 
 def print_nets(nets: Sequence[NetRecord], picks: Sequence[Pick]) -> None:

@@ -26,10 +26,19 @@ from natdeploy.toml import toml_text
 if TYPE_CHECKING:  # a report needs no torch, which takes seconds to import
     from torch import Tensor
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _FAILURES = """CREATE TABLE failures (
     step INTEGER NOT NULL, arch TEXT NOT NULL, whole INTEGER NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (step, arch, whole)
+) STRICT"""
+_FILES = """CREATE TABLE files (
+    role TEXT NOT NULL, id TEXT NOT NULL, format TEXT NOT NULL, precision TEXT NOT NULL, path TEXT NOT NULL, size_mb REAL NOT NULL,
+    validation_accuracy REAL, test_accuracy REAL, agreement REAL, max_rel REAL, refused TEXT,
+    PRIMARY KEY (role, id, format, precision)
+) STRICT"""
+_LATENCIES = """CREATE TABLE latencies (
+    role TEXT NOT NULL, id TEXT NOT NULL, target TEXT NOT NULL, p50_ms REAL, p90_ms REAL, mean_ms REAL NOT NULL, n INTEGER NOT NULL,
+    unstable INTEGER NOT NULL, peak_memory_mb REAL, energy_mj REAL, PRIMARY KEY (role, id, target)
 ) STRICT"""
 _SCHEMA = f"""
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -46,9 +55,10 @@ CREATE TABLE checkpoints (
 CREATE TABLE nets (
     arch TEXT NOT NULL, id TEXT NOT NULL, role TEXT NOT NULL, validation_accuracy REAL NOT NULL, test_accuracy REAL,
     predicted_ms REAL, measured_p50_ms REAL, measured_p90_ms REAL, measured_n INTEGER, unstable INTEGER, params INTEGER NOT NULL,
-    macs INTEGER NOT NULL, runtime_accuracy REAL, parity REAL, files TEXT NOT NULL, estimated INTEGER NOT NULL,
-    tuned_accuracy REAL, objectives TEXT NOT NULL, PRIMARY KEY (role, id)
+    macs INTEGER NOT NULL, estimated INTEGER NOT NULL, tuned_accuracy REAL, objectives TEXT NOT NULL, PRIMARY KEY (role, id)
 ) STRICT;
+{_FILES};
+{_LATENCIES};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 _MIGRATIONS = {
@@ -65,9 +75,19 @@ _MIGRATIONS = {
         "ALTER TABLE nets ADD COLUMN tuned_accuracy REAL",
         "ALTER TABLE nets ADD COLUMN objectives TEXT NOT NULL DEFAULT '{}'",
     ),
+    3: (
+        _FILES,
+        _LATENCIES,
+        """INSERT INTO files
+            SELECT role, id, 'onnx', 'fp32', json_extract(files, '$[0]'), 0, NULL, runtime_accuracy, NULL, NULL, NULL
+            FROM nets WHERE json_array_length(files)""",
+        "ALTER TABLE nets DROP COLUMN runtime_accuracy",
+        "ALTER TABLE nets DROP COLUMN parity",
+        "ALTER TABLE nets DROP COLUMN files",
+    ),
 }
 """From each earlier version to the next. In runs of version 1 no latency was an estimate; in those of version 2 every evaluation
-saw all validation images, and no net was tuned alone."""
+saw all validation images, and no net was tuned alone; those of version 3 had ONNX files in fp32 only."""
 _DATABASE = "run.sqlite"
 _RESTORE = "restore it from a copy, or start a new run in another folder"
 _ROOM = "make room on the disk, or the folder writable, and go on with `natdeploy resume`: nothing stored before is lost"
@@ -118,9 +138,6 @@ class NetRecord:
         unstable: processes disagreed about the latency.
         params: trainable parameters.
         macs: multiply-accumulates of one image.
-        runtime_accuracy: of the exported file in its runtime, on the test images.
-        parity: largest absolute difference of the exported file's logits from torch's.
-        files: exported ones, relative to the run folder.
         estimated: `predicted_ms` comes from a specification sheet; nothing like it was ever measured on the device.
         tuned_accuracy: as `test_accuracy`, with weights that were trained alone at the end; those are exported then.
         objectives: value of every objective but the error, in its own unit.
@@ -138,9 +155,6 @@ class NetRecord:
     unstable: bool | None
     params: int
     macs: int
-    runtime_accuracy: float | None
-    parity: float | None
-    files: tuple[str, ...]
     estimated: bool = False
     tuned_accuracy: float | None = None
     objectives: Mapping[str, float] = field(default_factory=dict)
@@ -149,6 +163,66 @@ class NetRecord:
     def final_accuracy(self) -> float | None:
         """Test accuracy, in torch, of the weights that are exported."""
         return self.test_accuracy if self.tuned_accuracy is None else self.tuned_accuracy
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A network of the run as a file, checked in the runtime that will run it. Accuracies are 0 to 1; None is not known.
+
+    Attributes:
+        role: of the network.
+        id: of its architecture.
+        format: `onnx`, `openvino`, `tflite` or `tensorrt`.
+        precision: of the file.
+        path: of the file that is loaded, relative to the run folder.
+        size_mb: of it and all that belongs to it, in 10^6 bytes.
+        validation_accuracy: in its runtime, on the images by which it is judged.
+        test_accuracy: in its runtime, on the test images.
+        agreement: share of validation images that it puts into the same class as torch.
+        max_rel: largest difference of a logit from torch's, relative to the largest logit of its image.
+        refused: why it is not to be used, and was not kept; None where it passed.
+    """
+
+    role: str
+    id: str
+    format: str
+    precision: str
+    path: str
+    size_mb: float
+    validation_accuracy: float | None
+    test_accuracy: float | None
+    agreement: float | None
+    max_rel: float | None
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class LatencyRecord:
+    """A network of the run, timed on a target. What has not been found out is None.
+
+    Attributes:
+        role: of the network.
+        id: of its architecture.
+        target: such as `host/onnxruntime-int8-1t`.
+        p50_ms: median of `n` runs.
+        p90_ms: 90th percentile.
+        mean_ms: of the runs.
+        n: timed runs.
+        unstable: processes disagreed.
+        peak_memory_mb: of a process of its own, beyond what the runtime takes without the network, in 10^6 bytes.
+        energy_mj: of a run, beyond the idle machine, millijoules.
+    """
+
+    role: str
+    id: str
+    target: str
+    p50_ms: float | None
+    p90_ms: float | None
+    mean_ms: float
+    n: int
+    unstable: bool
+    peak_memory_mb: float | None = None
+    energy_mj: float | None = None
 
 
 class RunStore:
@@ -322,12 +396,28 @@ class RunStore:
 
     def put_net(self, record: NetRecord) -> None:
         """Stores a network, in place of an earlier record of the same role and id."""
-        texts = {"files": json.dumps(record.files), "objectives": _json(dict(record.objectives))}
-        self._put("nets", vars(record) | texts, key=("role", "id"))
+        self._put("nets", vars(record) | {"objectives": _json(dict(record.objectives))}, key=("role", "id"))
 
     def nets(self) -> list[NetRecord]:
         """All networks, in the order they were first stored."""
         return [_net(row) for row in self._rows("SELECT * FROM nets ORDER BY rowid")]
+
+    def put_file(self, record: FileRecord) -> None:
+        """Stores what is known of a file, in place of an earlier record of the same network, format and precision."""
+        self._put("files", vars(record), key=("role", "id", "format", "precision"))
+
+    def files(self) -> list[FileRecord]:
+        """All files, in the order they were first stored."""
+        return [FileRecord(*row) for row in self._rows("SELECT * FROM files ORDER BY rowid")]
+
+    def put_latency(self, record: LatencyRecord) -> None:
+        """Stores a latency, in place of an earlier one of the same network on the same target."""
+        self._put("latencies", vars(record), key=("role", "id", "target"))
+
+    def latencies(self) -> list[LatencyRecord]:
+        """All latencies, in the order they were first stored."""
+        rows = self._rows("SELECT * FROM latencies ORDER BY rowid")
+        return [replace(LatencyRecord(*row), unstable=bool(row[7])) for row in rows]
 
     # ---- weights
 
@@ -458,7 +548,6 @@ def _net(row: tuple[Any, ...]) -> NetRecord:
         **values
         | {
             "unstable": None if values["unstable"] is None else bool(values["unstable"]),
-            "files": tuple(json.loads(values["files"])),
             "estimated": bool(values["estimated"]),
             "objectives": json.loads(values["objectives"]),
         }

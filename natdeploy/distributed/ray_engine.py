@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 from natdeploy.distributed import ray_work
-from natdeploy.distributed.ray_work import RETRIES, Coordinator, Held, Stretch
+from natdeploy.distributed.ray_work import RETRIES, Coordinator, Divergence, Held, Stretch
 from natdeploy.errors import MissingRuntimeError, NatdeployError, UsageError
 from natdeploy.space import Arch, cost
 from natdeploy.supernet import Supernet
@@ -151,7 +151,7 @@ class RayEngine:
                 raise DivergedError(*diverged)
             return
 
-    def _follow(self, stretch: Stretch, adapter: Adapter, after_step: Callable[[], None]) -> tuple[str, int] | None:
+    def _follow(self, stretch: Stretch, adapter: Adapter, after_step: Callable[[], None]) -> Divergence | None:
         """Has a stretch trained, and hands `adapter` each state that is posted meanwhile."""
         ray = self._ray
         if self._coordinator is None:  # calls are answered while `train` runs, hence threads
@@ -165,7 +165,7 @@ class RayEngine:
                 if (state := ray.get(coordinator.later_than.remote(adapter.trainer.step))) is not None:
                     adapter.load_tensors(*state)
                     after_step()
-            diverged: tuple[str, int] | None = ray.get(run)
+            diverged: Divergence | None = ray.get(run)
             if diverged is not None:  # its step count may be known already, and its teacher not
                 adapter.load_tensors(*ray.get(coordinator.state.remote()))
         except BaseException:

@@ -29,6 +29,9 @@ RETRIES = 3
 State = tuple[dict[str, Tensor], dict[str, float | int]]
 """An adapter's `tensors()`, on the processor, and `facts()`."""
 
+Divergence = tuple[str, int, float]
+"""What, step and learning rate of a `DivergedError`."""
+
 _held: dict[str, tuple[str, Any]] = {}
 """The last object that this process took out of the object store, by what it is."""
 
@@ -74,10 +77,10 @@ class Coordinator:
 
     def __init__(self) -> None:
         self._state: State = {}, {"step": 0}
-        self._diverged: tuple[str, int] | None = None
+        self._diverged: Divergence | None = None
 
-    def train(self, stretch: Stretch, state: State) -> tuple[str, int] | None:
-        """Trains a stretch from a state; gives message and step of a `DivergedError` if there was one.
+    def train(self, stretch: Stretch, state: State) -> Divergence | None:
+        """Trains a stretch from a state; gives the `DivergedError` that ended it, if one did.
 
         Raises:
             TrainingFailedError: of Ray Train; workers failed more often than `RETRIES`.
@@ -106,9 +109,9 @@ class Coordinator:
         """Takes a later state of the stretch."""
         self._state = state
 
-    def diverge(self, state: State, message: str, step: int) -> None:
+    def diverge(self, state: State, divergence: Divergence) -> None:
         """Takes the last state before a `DivergedError`."""
-        self._state, self._diverged = state, (message, step)
+        self._state, self._diverged = state, divergence
 
     def state(self) -> State:
         """The last one."""
@@ -192,4 +195,4 @@ def train_share(config: Mapping[str, Any]) -> None:
         adapter.run(stretch.stop, Lesson(task=stretch.task.get(), **stretch.lesson), after_step)
     except DivergedError as error:  # in every process at the same step; to try again would end alike
         if group.rank == 0:
-            ray.get(coordinator.diverge.remote(state_of(adapter), str(error), error.step))
+            ray.get(coordinator.diverge.remote(state_of(adapter), (error.what, error.step, error.learning_rate)))

@@ -1,13 +1,17 @@
 """The one place that knows all rooms: search, resume, profile, predict, export, benchmark, report, demo, weights, tables."""
 
 from natdeploy.distributed.engine import Engine, open_engine
+from natdeploy.pipeline.benchmark import benchmark
 from natdeploy.pipeline.budget import Budget
 from natdeploy.pipeline.config import SearchConfig
-from natdeploy.pipeline.deliver import ReportResult, benchmark, export, load_subnet, nets, report
 from natdeploy.pipeline.demo import demo
+from natdeploy.pipeline.export import export
+from natdeploy.pipeline.finished import files, load_subnet, nets
+from natdeploy.pipeline.plan import Plan, plan
 from natdeploy.pipeline.predict import PredictedLatency, predict
 from natdeploy.pipeline.profile import ProfileResult, profile
-from natdeploy.pipeline.search import Plan, plan, resume, search
+from natdeploy.pipeline.report import ReportResult, report
+from natdeploy.pipeline.search import resume, search
 from natdeploy.pipeline.supernet import ImportResult, WeightsInfo, supernet_import, supernet_info
 from natdeploy.pipeline.tables import TableDetails, TableLine, TableMerge, tables_diff, tables_list, tables_merge, tables_show
 from natdeploy.pipeline.tables_import import TableImport, tables_import
@@ -29,6 +33,7 @@ __all__ = [
     "benchmark",
     "demo",
     "export",
+    "files",
     "load_subnet",
     "nets",
     "open_engine",

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from natdeploy.pipeline.benchmark import benchmark
 from natdeploy.pipeline.config import SearchConfig
-from natdeploy.pipeline.deliver import benchmark, export
+from natdeploy.pipeline.export import export
 from natdeploy.pipeline.search import search
 from natdeploy.progress import Progress, Silent
 from natdeploy.space import get_space

@@ -19,21 +19,21 @@ from natdeploy.distributed.engine import Engine, InProcess
 from natdeploy.errors import DamagedFileError, NatdeployError, UsageError
 from natdeploy.hardware.device import Target, host_facts
 from natdeploy.hardware.runtimes import get_runtime, installed_version
-from natdeploy.latency.predictor import LatencyPredictor, quality_text
+from natdeploy.latency.predictor import LatencyPredictor
 from natdeploy.logs import log_to
-from natdeploy.pipeline.budget import TUNED, Budget, make_budget, settled
+from natdeploy.pipeline.budget import TUNED, Budget, settled
 from natdeploy.pipeline.choice import stand_out
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.correct import FrontMeasurer
 from natdeploy.pipeline.evaluate import Evaluator, ranking_noise
 from natdeploy.pipeline.knowledge import read_knowledge, stored_knowledge
-from natdeploy.pipeline.predictor import Predictor, estimated, find_predictor, load_predictor, no_table, save_predictor
+from natdeploy.pipeline.plan import find_or_measure, make_plan
+from natdeploy.pipeline.predictor import Predictor, load_predictor, save_predictor
 from natdeploy.pipeline.problem import LATENCY, Problem, first_archs, first_lesson, make_problem, requirements, within
-from natdeploy.pipeline.profile import DEFAULT_MINUTES, measure_table, tables_folder
-from natdeploy.pipeline.setting import Setting, as_tabled, prepare
+from natdeploy.pipeline.setting import Setting, prepare
 from natdeploy.pipeline.train import Training
 from natdeploy.progress import Progress, Silent
-from natdeploy.search import Archive, Distribution, Objectives, RoundReport, show
+from natdeploy.search import Archive, Distribution, Objectives, RoundReport
 from natdeploy.search import search as nat_search
 from natdeploy.space import Arch, get_space, space_toml
 from natdeploy.stopwatch import take, timed
@@ -50,61 +50,6 @@ BESIDE_THE_MINUTES = (LOADING, PROFILING, TEST)
 """Parts of a run that its budget in minutes does not count."""
 STATISTICS = "statistics"
 """BatchNorm statistics of the final nets; their weights are slices of the supernet's."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a search will do, shown before it is done.
-
-    Attributes:
-        config: what the user asked for.
-        facts: line by line, name and text.
-        reachable: (least, greatest) value of every cheap objective; empty before the target is profiled.
-        budget: the work; None before the target is profiled.
-        estimate: where latencies come from if they are an estimate; None where they were measured or learned from what was.
-    """
-
-    config: SearchConfig
-    facts: Mapping[str, str]
-    reachable: Mapping[str, tuple[float, float]]
-    budget: Budget | None
-    estimate: str | None = None
-
-    def text(self) -> list[str]:
-        """Lines for a person."""
-        return [f"{name:12} {fact}" for name, fact in self.facts.items()]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "config": self.config.model_dump(mode="json"),
-            "facts": dict(self.facts),
-            "reachable": {name: list(ends) for name, ends in self.reachable.items()},
-            "budget": None if self.budget is None else self.budget.to_json(),
-            "estimate": self.estimate,
-        }
-
-
-def plan(config: SearchConfig, progress: Progress | None = None) -> Plan:
-    """What `search` would do. Nothing is measured but the speed of training, and no file is written.
-
-    Raises:
-        InfeasibleError: a constraint cannot be met.
-        NatdeployError: anything else that `search` would refuse.
-    """
-    progress = progress or Silent()
-    targets, _ = requirements(config)
-    setting = prepare(config, progress)
-    found = {name: _find(config, name, setting, target, progress) for name, target in targets.items()}
-    unknown = [str(targets[name]) for name, predictor in found.items() if predictor is None]
-    if unknown:
-        first = f"no table of this machine yet, it is profiled first (at most {DEFAULT_MINUTES:g} min)"
-        facts = _facts(config, setting) | {
-            "target": f"{', '.join(unknown)}: {first}",
-            "reachable": "known once the target is profiled",
-        }
-        return Plan(config, facts, {}, None)
-    predictors = {name: predictor for name, predictor in found.items() if predictor is not None}
-    return _plan(config, setting, make_problem(config, setting, predictors), predictors)
 
 
 def search(config: SearchConfig, progress: Progress | None = None, engine: Engine | None = None) -> Path:
@@ -133,10 +78,10 @@ def search(config: SearchConfig, progress: Progress | None = None, engine: Engin
     setting = prepare(config, progress)
     knowledge = read_knowledge(config, setting.space)
     data_s, start = time.perf_counter() - start, time.perf_counter()
-    predictors = {name: _predictor(config, name, setting, target, progress) for name, target in targets.items()}
+    predictors = {name: find_or_measure(config, name, setting, target, progress) for name, target in targets.items()}
     profiling_s = time.perf_counter() - start
     problem = make_problem(config, setting, predictors)
-    made = _plan(config, setting, problem, predictors)
+    made = make_plan(config, setting, problem, predictors)
     for line in made.text():
         progress.note(line)
     assert made.budget is not None
@@ -240,90 +185,6 @@ def read_config(store: RunStore) -> SearchConfig:
             f"the configuration of {store.folder} is not one of natdeploy {__version__} ({error.errors()[0]['msg']}); "
             "start a new run"
         ) from error
-
-
-def _find(config: SearchConfig, name: str, setting: Setting, target: Target, progress: Progress) -> Predictor | None:
-    """What there is to predict an objective with; None where this machine is still to be profiled. Another device is profiled on
-    request only.
-
-    Raises:
-        DeviceError: of another device there is nothing; the message holds the command that profiles it.
-    """
-    space = as_tabled(setting.space, config)
-    predictor = find_predictor(
-        target,
-        space,
-        tables=config.tables,
-        table=config.table if name == LATENCY else None,
-        allow_estimate=config.allow_estimate and name == LATENCY,
-        progress=progress,
-    )
-    if predictor is None and target.device.transport != "local":
-        raise no_table(
-            config.target if name == LATENCY else name.removeprefix(f"{LATENCY}@"),
-            target,
-            config.space,
-            space,
-            len(setting.classes),
-            tables=config.tables,
-            seed_weights=config.seed_weights,
-            own=name == LATENCY,
-        )
-    return predictor
-
-
-def _predictor(config: SearchConfig, name: str, setting: Setting, target: Target, progress: Progress) -> Predictor:
-    found = _find(config, name, setting, target, progress)
-    if found is not None:
-        return found
-    progress.note(f"no latency table of {target} for this space yet; measuring one, {DEFAULT_MINUTES:g} min at most")
-    *_, measured = measure_table(
-        tables_folder(config.tables),
-        target,
-        as_tabled(setting.space, config),
-        classes=len(setting.classes),
-        minutes=DEFAULT_MINUTES,
-        seed=0,
-        progress=progress,
-    )
-    return measured
-
-
-def _facts(config: SearchConfig, setting: Setting) -> dict[str, str]:
-    parts = vars(setting.task.splits)
-    images = ", ".join(f"{len(indices)} {name}" for name, indices in parts.items())
-    return {
-        "data": f"{config.data}: {len(setting.classes)} classes; images: {images}",
-        "seed": f"{config.seed_weights}: {setting.report.summary()}",
-        "input": setting.convention.evidence,
-        "space": f"{setting.space.name}, width {setting.seed.arch.width:g}: {setting.space.size:.2g} architectures",
-    }
-
-
-def _plan(config: SearchConfig, setting: Setting, problem: Problem, predictors: Mapping[str, Predictor]) -> Plan:
-    estimate = estimated(predictors[LATENCY])
-    budget = make_budget(config, setting, first_lesson(setting, problem, uniform=config.nat.distribution == "uniform"))
-    constraints = f"; {', '.join(config.constraints)} can be met" if config.constraints else ""
-    facts = _facts(config, setting) | {
-        "target": ", ".join(map(str, problem.targets.values())),
-        "predictor": "; ".join(
-            (f"{problem.targets[name]}: " if len(predictors) > 1 else "") + _worth(predictor)
-            for name, predictor in predictors.items()
-        ),
-        "reachable": ", ".join(
-            f"{problem.label(name)} {show(name, low)} to {show(name, high)}" for name, (low, high) in problem.reachable.items()
-        )
-        + constraints,
-        "budget": str(budget),
-    }
-    return Plan(config, facts, problem.reachable, budget, estimate)
-
-
-def _worth(predictor: Predictor) -> str:
-    """How good a predictor is, as far as anything tells."""
-    if predictor.quality is not None:
-        return quality_text(predictor.quality)
-    return estimated(predictor) or "a sum of imported blocks; nothing tells how good it is"
 
 
 def _environment() -> dict[str, Any]:
@@ -501,9 +362,6 @@ class _Search:
             unstable=None,
             params=round(predicted["params"]),
             macs=round(predicted["macs"]),
-            runtime_accuracy=None,
-            parity=None,
-            files=(),
             estimated=LATENCY in self.problem.estimated,
             objectives=now,
         )

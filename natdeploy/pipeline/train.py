@@ -128,13 +128,13 @@ class Training:
             try:
                 tuner.run(steps, after_step)
             except DivergedError as error:
-                self.progress.note(f"{arch.id} keeps the supernet's weights: alone, {error}")
+                self.progress.note(f"{arch.id} keeps the supernet's weights: alone, {error.what} at step {error.step}")
                 return None
         return tuner.average.eval()
 
     def _recover(self, error: DivergedError) -> None:
         """Back to the last state, at half the rate; stored at once, so that a run killed now does not diverge there again."""
-        what, _, _ = str(error).partition(";")  # the advice behind it is followed here
+        what = f"{error.what} at step {error.step}"
         divergences = (self.store.get("divergences") or 0) + 1
         if divergences > MOST_DIVERGENCES:
             raise NatdeployError(

@@ -28,7 +28,7 @@ from natdeploy.report.tables import (
     quantity,
 )
 from natdeploy.space import Arch
-from natdeploy.store import NetRecord
+from natdeploy.store import FileRecord, NetRecord
 
 # The browser itself then refuses whatever would leave the page; plotly draws with inline styles and saves images through blobs.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -79,6 +79,7 @@ class PageData:
         version: of natdeploy.
         utc: when the page was written.
         nets: the final front and the baselines; the page orders them.
+        files: of the nets.
         picks: nets of the front that stand out, in the order in which they are shown.
         constraints: as the user wrote them.
         latency_limit_ms: the tightest latency constraint, or None.
@@ -98,6 +99,7 @@ class PageData:
     version: str
     utc: str
     nets: Sequence[NetRecord]
+    files: Sequence[FileRecord]
     picks: Sequence[Pick]
     constraints: Sequence[str]
     latency_limit_ms: float | None
@@ -250,20 +252,25 @@ def _front_note(data: PageData) -> Markup:
 def _nets(data: PageData) -> Markup:
     extra = further(data.nets)
     head = element("tr", element("th", "net"), *(element("th", each, class_="number") for each in (*_COLUMNS, *extra)))
-    bodies = [_net(net, data.picks, extra) for net in by_latency(data.nets)]
+    bodies = [_net(net, _files_of(net, data.files), data.picks, extra) for net in by_latency(data.nets)]
     table = element("table", element("thead", head), *bodies, class_="nets")
     note = element(
         "p",
         "Fastest first. Before: test accuracy before a net was tuned alone. In runtime: test accuracy of the exported file in "
         "the target's runtime. p50, p90: latency, measured in so "
-        "many runs. Off: prediction against p50. Parity: largest absolute difference between the file's logits and torch's on real "
-        "images." + (f" {ESTIMATED}: estimated from the device's specification sheet, not measured." if data.estimate else ""),
+        "many runs. Off: prediction against p50. Parity: largest difference between the file's logits and torch's on real images, "
+        "relative to the largest logit of the image."
+        + (f" {ESTIMATED}: estimated from the device's specification sheet, not measured." if data.estimate else ""),
         class_="note",
     )
     return join(element("div", table, class_="wide"), note)
 
 
-def _net(net: NetRecord, picks: Sequence[Pick], extra: Sequence[str]) -> Markup:
+def _files_of(net: NetRecord, files: Iterable[FileRecord]) -> list[FileRecord]:
+    return [file for file in files if (file.role, file.id, file.refused) == (net.role, net.id, None)]
+
+
+def _net(net: NetRecord, files: Sequence[FileRecord], picks: Sequence[Pick], extra: Sequence[str]) -> Markup:
     tags = [element("span", label, class_=f"tag {net.role}") for label in labels(net, picks)]
     if net.unstable:
         tags.append(element("span", "unstable", class_="tag unstable", title="processes differ by more than 3 %"))
@@ -275,7 +282,7 @@ def _net(net: NetRecord, picks: Sequence[Pick], extra: Sequence[str]) -> Markup:
         percent(net.final_accuracy),
         MISSING if net.tuned_accuracy is None else percent(net.test_accuracy),
         percent(net.validation_accuracy),
-        percent(net.runtime_accuracy),
+        percent(files[0].test_accuracy if files else None),
         milliseconds(net.measured_p50_ms),
         milliseconds(net.measured_p90_ms),
         MISSING if net.measured_n is None else str(net.measured_n),
@@ -283,12 +290,12 @@ def _net(net: NetRecord, picks: Sequence[Pick], extra: Sequence[str]) -> Markup:
         off,
         millions(net.macs),
         millions(net.params),
-        MISSING if net.parity is None else f"{net.parity:.0e}",
+        MISSING if not files or files[0].max_rel is None else f"{files[0].max_rel:.0e}",
         *(quantity(net.objectives.get(name)) for name in extra),
     )
     numbers = element("tr", element("th", net.id, *tags), *(element("td", cell, class_="number") for cell in cells))
-    files = element("span", *(element("a", Path(file).name, href=file) for file in net.files), class_="files")
-    arch = element("tr", element("td", files, net.arch, class_="arch", colspan=str(len(cells) + 1)))
+    links = element("span", *(element("a", Path(file.path).name, href=file.path) for file in files), class_="files")
+    arch = element("tr", element("td", links, net.arch, class_="arch", colspan=str(len(cells) + 1)))
     return element("tbody", numbers, arch, id=anchor(net))
 
 

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from natdeploy.space import Arch
-from natdeploy.store import NetRecord
+from natdeploy.store import FileRecord, NetRecord
 
 MISSING = "–"
 UNSTABLE = "*"
@@ -127,5 +127,9 @@ def net_json(net: NetRecord, picks: Sequence[Pick] = ()) -> dict[str, Any]:
         "role": record.pop("role"),
         "picks": [pick.rule for pick in picks if pick.id == net.id and net.role == "front"],
         **record,
-        "files": list(net.files),
     }
+
+
+def file_json(file: FileRecord) -> dict[str, Any]:
+    """One file for programs: accuracies in 0..1."""
+    return asdict(file)

@@ -15,7 +15,6 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
-from torchvision.transforms import v2
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the grey of ITU-R BT.601."""
@@ -145,6 +144,8 @@ def resize(images: Tensor, resolution: int) -> Tensor:
 
 def apply_policy(images: Tensor, policy: Literal["randaugment", "autoaugment"], seed: int) -> Tensor:
     """Bytes (n, 3, r, r), each changed by a policy of torchvision's. Which operations, depends on the seed alone."""
+    from torchvision.transforms import v2  # slow, and few searches use a policy
+
     operations, strength = RANDAUGMENT
     transform = v2.RandAugment(operations, strength) if policy == "randaugment" else v2.AutoAugment()
     # torchvision draws from torch's own generator, which belongs to somebody else.

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from natdeploy.errors import DataError
 
@@ -152,6 +151,8 @@ def collect(root: Path, learned: Sequence[str], test: str | None, side: int | No
     Raises:
         DataError: the folders have different classes, only one, or a class has too few images.
     """
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # slow to import, and not every process reads a folder
+
     parts = [*learned, *([] if test is None else [test])]
     classes = _class_names(root / parts[0])
     index = {name: label for label, name in enumerate(classes)}
@@ -219,6 +220,8 @@ def require_enough(images: ImageSet) -> None:
     tested = Counter(label for label, is_test in zip(images.labels, images.is_test, strict=True) if is_test)
     for label, name in enumerate(images.classes):
         if learned[label] < MIN_IMAGES:
+            from torchvision.datasets.folder import IMG_EXTENSIONS
+
             reason = f" ({len(images.skipped)} damaged files were left out)" if images.skipped else ""
             extensions = "" if learned[label] else f", with an extension of {', '.join(IMG_EXTENSIONS)}"
             raise DataError(

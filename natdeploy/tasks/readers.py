@@ -15,8 +15,6 @@ from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 import numpy as np
-from torchvision import datasets
-from torchvision.datasets.utils import download_and_extract_archive
 
 from natdeploy.errors import DataError
 from natdeploy.tasks.data import ImageSet, collect, image_set, require_enough
@@ -28,15 +26,16 @@ _CIFAR_SIDE, _CINIC_SIDE = 32, 32
 
 
 def cifar10(root: Path) -> ImageSet:
-    return _cifar(root, datasets.CIFAR10, "labels")
+    return _cifar(root, "CIFAR10", "labels")
 
 
 def cifar100(root: Path) -> ImageSet:
-    return _cifar(root, datasets.CIFAR100, "fine_labels")
+    return _cifar(root, "CIFAR100", "fine_labels")
 
 
-def _cifar(root: Path, published: Any, labels: str) -> ImageSet:
-    """A CIFAR set; `published` is torchvision's class, which knows its files' names and checksums."""
+def _cifar(root: Path, name: str, labels: str) -> ImageSet:
+    """A CIFAR set; torchvision's class of that name knows its files' names and checksums."""
+    published = _torchvision(name)
     folder = root / published.base_folder
     batches = [
         (_unpickled(folder / name, md5), is_test)
@@ -51,7 +50,7 @@ def _cifar(root: Path, published: Any, labels: str) -> ImageSet:
 
 
 def stl10(root: Path) -> ImageSet:
-    parts = [datasets.STL10(root, split=split) for split in ("train", "test")]
+    parts = [_torchvision("STL10")(root, split=split) for split in ("train", "test")]
     planes, labels = np.concatenate([part.data for part in parts]), np.concatenate([part.labels for part in parts])
     is_test = [place > 0 for place, part in enumerate(parts) for _ in range(len(part))]
     return _from_arrays(root, parts[0].classes, planes, labels.tolist(), is_test)
@@ -106,23 +105,23 @@ def imagenet(root: Path) -> ImageSet:
 
 
 def food101(root: Path) -> ImageSet:
-    return _listed(root, {split: datasets.Food101(root, split=split, loader=_path) for split in ("train", "test")})
+    return _listed(root, {split: _torchvision("Food101")(root, split=split, loader=_path) for split in ("train", "test")})
 
 
 def stanford_cars(root: Path) -> ImageSet:
-    return _listed(root, {split: datasets.StanfordCars(root, split=split, loader=_path) for split in ("train", "test")})
+    return _listed(root, {split: _torchvision("StanfordCars")(root, split=split, loader=_path) for split in ("train", "test")})
 
 
 def fgvc_aircraft(root: Path) -> ImageSet:
-    return _listed(root, {split: datasets.FGVCAircraft(root, split=split, loader=_path) for split in ("trainval", "test")})
+    return _listed(root, {split: _torchvision("FGVCAircraft")(root, split=split, loader=_path) for split in ("trainval", "test")})
 
 
 def dtd(root: Path) -> ImageSet:
-    return _listed(root, {split: datasets.DTD(root, split=split, loader=_path) for split in ("train", "val", "test")})
+    return _listed(root, {split: _torchvision("DTD")(root, split=split, loader=_path) for split in ("train", "val", "test")})
 
 
 def flowers102(root: Path) -> ImageSet:
-    return _listed(root, {split: datasets.Flowers102(root, split=split, loader=_path) for split in ("train", "val", "test")})
+    return _listed(root, {split: _torchvision("Flowers102")(root, split=split, loader=_path) for split in ("train", "val", "test")})
 
 
 def oxford_pets(root: Path) -> ImageSet:
@@ -138,6 +137,13 @@ def oxford_pets(root: Path) -> ImageSet:
     if sorted(names) != list(range(len(names))):
         raise DataError(f"{folder / 'annotations'} lists no images of some classes; get the set anew")
     return image_set(root, [names[label] for label in sorted(names)], sorted(samples))
+
+
+def _torchvision(name: str) -> Any:
+    """torchvision's class of a data set. Importing it takes as long as importing torch, and few processes read a named set."""
+    from torchvision import datasets
+
+    return getattr(datasets, name)
 
 
 def _path(path: str | Path) -> str:
@@ -161,20 +167,23 @@ def _listed(root: Path, parts: dict[str, Any]) -> ImageSet:
 # ---- downloads, by torchvision, which checks what it gets where a checksum is published
 
 
-def _unpack(published: Any, root: Path) -> None:
+def _unpack(name: str, root: Path) -> None:
     """Only fetched and unpacked: torchvision's own reader would unpickle it."""
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    published = _torchvision(name)
     download_and_extract_archive(published.url, root, filename=published.filename, md5=published.tgz_md5)
 
 
-def _fetch(dataset: Any, root: Path) -> None:
-    dataset(root, download=True)
+def _fetch(name: str, root: Path) -> None:
+    _torchvision(name)(root, download=True)
 
 
-fetch_cifar10 = partial(_unpack, datasets.CIFAR10)
-fetch_cifar100 = partial(_unpack, datasets.CIFAR100)
-fetch_stl10 = partial(_fetch, datasets.STL10)
-fetch_food101 = partial(_fetch, datasets.Food101)
-fetch_fgvc_aircraft = partial(_fetch, datasets.FGVCAircraft)
-fetch_dtd = partial(_fetch, datasets.DTD)
-fetch_oxford_pets = partial(_fetch, datasets.OxfordIIITPet)
-fetch_flowers102 = partial(_fetch, datasets.Flowers102)
+fetch_cifar10 = partial(_unpack, "CIFAR10")
+fetch_cifar100 = partial(_unpack, "CIFAR100")
+fetch_stl10 = partial(_fetch, "STL10")
+fetch_food101 = partial(_fetch, "Food101")
+fetch_fgvc_aircraft = partial(_fetch, "FGVCAircraft")
+fetch_dtd = partial(_fetch, "DTD")
+fetch_oxford_pets = partial(_fetch, "OxfordIIITPet")
+fetch_flowers102 = partial(_fetch, "Flowers102")

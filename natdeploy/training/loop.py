@@ -23,12 +23,14 @@ class DivergedError(NatdeployError):
     """A loss or a gradient is not finite; the weights are still those before the step, but no further step can be good.
 
     Attributes:
+        what: is not finite.
         step: steps done before.
+        learning_rate: peak of the schedule.
     """
 
-    def __init__(self, message: str, step: int) -> None:
-        super().__init__(message)
-        self.step = step
+    def __init__(self, what: str, step: int, learning_rate: float) -> None:
+        super().__init__(f"{what} at step {step}; start again with a lower learning rate than {learning_rate:g}")
+        self.what, self.step, self.learning_rate = what, step, learning_rate
 
 
 class TrainSettings(BaseModel):
@@ -154,8 +156,7 @@ class Trainer:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
-        peak = self.rate_scale * self.settings.learning_rate
-        raise DivergedError(f"{what} at step {self.step}; start again with a lower learning rate than {peak:g}", self.step)
+        raise DivergedError(what, self.step, self.rate_scale * self.settings.learning_rate)
 
     def _backward(self, losses: Losses) -> Tensor:
         """Leaves in every parameter the mean gradient over this process's shards; gives the mean of their losses (1,)."""

@@ -16,7 +16,7 @@ from natdeploy.errors import DamagedFileError
 from natdeploy.latency.predictor import Quality
 from natdeploy.search.decide import Choice
 from natdeploy.space.catalog import plain_arch
-from natdeploy.store import NetRecord
+from natdeploy.store import FileRecord, NetRecord
 
 ARCH = plain_arch(24, 1.0, (1, 2, 3, 2))
 NET = NetRecord(
@@ -32,10 +32,8 @@ NET = NetRecord(
     unstable=False,
     params=123_456,
     macs=7_890_123,
-    runtime_accuracy=0.95,
-    parity=1e-6,
-    files=(f"models/{ARCH.id}/model.onnx",),
 )
+FILE = FileRecord("front", ARCH.id, "onnx", "fp32", f"models/{ARCH.id}/model.onnx", 8.0, 0.96, 0.95, 1.0, 1e-6)
 
 
 @dataclass
@@ -67,7 +65,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     stand_in("resume", None)
     stand_in("demo", None)
     stand_in("report", Report())
-    stand_in("export", [NET])
+    stand_in("export", [FILE])
     stand_in("benchmark", [NET])
     return made
 
@@ -94,9 +92,6 @@ def test_verbs_that_end_with_the_report(calls: list[Any], arguments: list[str], 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["export", "runs/x"], ("export", Path("runs/x"), {"arch": "knee", "formats": ("onnx",)})),
-        (["export", "runs/x", "--arch", "front"], ("export", Path("runs/x"), {"arch": "front", "formats": ("onnx",)})),
-        (["export", "r", "--format", "a", "--format", "b"], ("export", Path("r"), {"arch": "knee", "formats": ("a", "b")})),
         (["benchmark", "runs/x"], ("benchmark", Path("runs/x"), {"target": None})),
         (["benchmark", "runs/x", "--target", "host/onnxruntime"], ("benchmark", Path("runs/x"), {"target": "host/onnxruntime"})),
     ],
@@ -106,10 +101,25 @@ def test_verbs_that_end_with_nets(calls: list[Any], arguments: list[str], expect
     assert result.exit_code == 0, result.output
     assert calls == [expected]
     assert "0.430" in result.stdout, "measured p50"
-    assert NET.files[0] in result.stdout
     (shown,) = json.loads(run(*arguments, "--json").stdout)
     assert shown["measured_p50_ms"] == 0.43
-    assert shown["files"] == list(NET.files)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["export", "runs/x"], ("export", Path("runs/x"), {"arch": "knee", "formats": ("onnx",)})),
+        (["export", "runs/x", "--arch", "front"], ("export", Path("runs/x"), {"arch": "front", "formats": ("onnx",)})),
+        (["export", "r", "--format", "a", "--format", "b"], ("export", Path("r"), {"arch": "knee", "formats": ("a", "b")})),
+    ],
+)
+def test_export_ends_with_files(calls: list[Any], arguments: list[str], expected: tuple[Any, ...]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert calls == [expected]
+    assert f"{FILE.path}  logits within 1e-06 of torch's, 95.0 % of test images right" in result.stdout
+    (shown,) = json.loads(run(*arguments, "--json").stdout)
+    assert (shown["path"], shown["test_accuracy"], shown["refused"]) == (FILE.path, 0.95, None)
 
 
 def test_an_unstable_measurement_ends_with_6_when_strict(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

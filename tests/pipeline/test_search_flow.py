@@ -116,15 +116,17 @@ def test_export_benchmark_report(finished: SearchConfig) -> None:
     (knee,) = pipeline.export(folder)
     (again,) = pipeline.export(folder, knee.id[:6])
     assert again == knee
-    model = folder / knee.files[0]
+    model = folder / knee.path
+    (net,) = [net for net in pipeline.nets(folder) if (net.role, net.id) == ("front", knee.id)]
     properties = {each.key: each.value for each in onnx.load(model).metadata_props}
-    assert properties["arch"] == knee.arch
+    assert properties["arch"] == net.arch
     assert json.loads(properties["labels"]) == ["0", "1", "2"]
-    assert knee.parity is not None
-    assert knee.parity < 1e-3
-    assert knee.runtime_accuracy == knee.test_accuracy
+    assert knee.max_rel is not None
+    assert knee.max_rel < 1e-4
+    assert knee.test_accuracy == net.test_accuracy
+    assert pipeline.files(folder) == [knee]
     with RunStore.open(folder) as store:
-        subnet = pipeline.load_subnet(store, Arch.parse(knee.arch))
+        subnet = pipeline.load_subnet(store, Arch.parse(net.arch))
     norms = [module for module in subnet.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert {norm.eps for norm in norms} == {2e-3}, "the seed's"
     images = torch.randn(1, 3, subnet.arch.resolution, subnet.arch.resolution)
@@ -156,7 +158,7 @@ def test_benchmark_on_another_runtime_converts_the_same_nets(
     pipeline.export(folder)
     before = [net.measured_p50_ms for net in read_nets(folder)]
     measured = pipeline.benchmark(folder, target, notes, settings=QUICK)
-    assert len(measured) == len([net for net in read_nets(folder) if net.files])
+    assert {(net.role, net.id) for net in measured} == {(file.role, file.id) for file in pipeline.files(folder)}
     assert all((net.measured_p50_ms or 0.0) > 0 and net.predicted_ms is None for net in measured)
     assert [net.measured_p50_ms for net in read_nets(folder)] == before, "what was measured elsewhere is not the run's own latency"
     assert any("were converted, to be timed" in line for line in notes.lines)
@@ -177,7 +179,7 @@ def test_a_tool_that_tells_no_median_leaves_it_open_and_its_means_are_told(
     assert all(net.measured_p50_ms is None and (net.measured_n or 0) >= 8 for net in measured)
     (told,) = [line for line in notes.lines if line.startswith("TFLite benchmark_model tells no median; the means are ")]
     assert all(f"{net.role}-{net.id} " in told for net in measured)
-    recorded = json.loads((finished.out / measured[0].files[0]).with_name("metadata.json").read_text())["latencies"]
+    recorded = json.loads((finished.out / f"models/{measured[0].id}/metadata.json").read_text())["latencies"]
     (mean_ms,) = [each["measured_mean_ms"] for each in recorded if each["target"].startswith("phone/")]
     assert mean_ms > 0
 
@@ -219,18 +221,19 @@ def test_search_report_export_in_the_spaces_of_real_networks(
     pipeline.search(config)
     result = pipeline.report(config.out)
     assert str(space.name) in result.page.read_text()
-    (net,) = pipeline.export(config.out)
-    assert net.runtime_accuracy == net.test_accuracy
+    (file,) = pipeline.export(config.out)
+    net = next(net for net in pipeline.nets(config.out) if (net.role, net.id) == (file.role, file.id))
+    assert file.test_accuracy == net.test_accuracy
     arch = Arch.parse(net.arch)
     space.validate(arch)
     with RunStore.open(config.out) as store:
         subnet = pipeline.load_subnet(store, arch)
     x = torch.randn(1, 3, arch.resolution, arch.resolution, generator=torch.Generator().manual_seed(0))
-    (logits,) = onnxruntime.InferenceSession(config.out / net.files[0]).run(None, {"input": x.numpy()})
+    (logits,) = onnxruntime.InferenceSession(config.out / file.path).run(None, {"input": x.numpy()})
     expected = subnet(x).detach().numpy()
     limit = 1e-4 * np.abs(expected).max()  # the golden supernet's logits are hundreds
     np.testing.assert_allclose(logits, expected, atol=limit, rtol=0)
-    assert net.parity is not None
+    assert file.max_rel is not None
 
 
 def read_nets(folder: Path) -> list[Any]:
@@ -242,7 +245,7 @@ def test_benchmark_before_export_says_what_to_do(config: SearchConfig, finished:
     copy = tmp_path / "copy"
     shutil.copytree(finished.out, copy)
     with closing(sqlite3.connect(copy / "run.sqlite")) as database:
-        database.execute("UPDATE nets SET files = '[]'")
+        database.execute("DELETE FROM files")
         database.commit()
     with pytest.raises(UsageError, match="natdeploy export"):
         pipeline.benchmark(copy)

@@ -21,7 +21,7 @@ from natdeploy.search.decide import Choice
 from natdeploy.search.nat import RoundReport, SurrogateQuality
 from natdeploy.space import get_space
 from natdeploy.space.catalog import plain_arch
-from natdeploy.store import NetRecord
+from natdeploy.store import FileRecord, NetRecord
 
 SPACE = get_space("mbv2")
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]))
@@ -53,13 +53,14 @@ def net(resolution: int, accuracy: float, latency_ms: float, *, role: str = "fro
         unstable=False if measured else None,
         params=2_000_000,
         macs=100_000_000,
-        runtime_accuracy=accuracy,
-        parity=2e-6,
-        files=(f"models/{arch.id}/model.onnx",),
     )
 
 
 FASTEST, KNEE, BEATEN, BEST = net(64, 0.90, 0.4), net(96, 0.95, 0.6), net(112, 0.94, 0.8), net(128, 0.97, 1.2, measured=False)
+FILES = tuple(
+    FileRecord("front", each.id, "onnx", "fp32", f"models/{each.id}/model.onnx", 8.0, 0.95, each.test_accuracy, 1.0, 2e-6)
+    for each in (FASTEST, KNEE)
+)
 BASELINE = net(160, 0.93, 2.0, role="baseline")
 PICKS = (
     Choice(1, KNEE.id, "knee", "the bend"),
@@ -73,6 +74,7 @@ DATA = PageData(
     version="0.1.0",
     utc="2026-01-01 00:00 UTC",
     nets=(BASELINE, BEST, BEATEN, FASTEST, KNEE),
+    files=FILES,
     picks=PICKS,
     constraints=("latency<=1.5ms",),
     latency_limit_ms=1.5,
@@ -173,7 +175,7 @@ def test_text_is_only_text(page: Reader) -> None:
         target=HOSTILE,
         constraints=(HOSTILE,),
         picks=(Choice(1, KNEE.id, HOSTILE, HOSTILE),),
-        nets=tuple(replace(each, files=(HOSTILE,)) for each in DATA.nets),
+        files=tuple(replace(each, path=HOSTILE) for each in DATA.files),
         seconds={HOSTILE: 1.0},
         data={HOSTILE: HOSTILE},
         splits={HOSTILE: 1},

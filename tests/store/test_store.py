@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from natdeploy.errors import DamagedFileError, NatdeployError, UsageError
-from natdeploy.store import Evaluation, NetRecord, RunStore
+from natdeploy.store import Evaluation, FileRecord, LatencyRecord, NetRecord, RunStore
 from natdeploy.toml import toml_text
 
 NET = NetRecord(
@@ -40,9 +40,6 @@ NET = NetRecord(
     unstable=None,
     params=2_236_682,
     macs=98_000_000,
-    runtime_accuracy=None,
-    parity=None,
-    files=(),
 )
 
 
@@ -116,9 +113,6 @@ def test_nets_are_updated_in_place(run: RunStore) -> None:
         measured_p90_ms=1.75,
         measured_n=300,
         unstable=False,
-        runtime_accuracy=0.875,
-        parity=1e-6,
-        files=("models/0123456789/model.onnx", "models/0123456789/metadata.json"),
     )
     run.put_net(NET)
     run.put_net(baseline)
@@ -129,9 +123,23 @@ def test_nets_are_updated_in_place(run: RunStore) -> None:
         assert again.nets()[0].unstable is False
 
 
+def test_files_and_latencies_are_updated_in_place(run: RunStore) -> None:
+    file = FileRecord("front", "abc", "tflite", "int8", "models/abc/int8.tflite", 2.5, 0.9, None, 0.97, 0.05)
+    latency = LatencyRecord("front", "abc", "host/tflite-int8-1t", None, None, 1.5, 40, unstable=True, energy_mj=3.0)
+    run.put_file(replace(file, precision="fp32"))
+    run.put_file(file)
+    run.put_file(refused := replace(file, refused="it loses 3.0 points"))
+    run.put_latency(latency)
+    run.put_latency(later := replace(latency, p50_ms=1.25, n=200, unstable=False))
+    with reopen(run) as again:
+        assert again.files() == [replace(file, precision="fp32"), refused]
+        assert again.latencies() == [later]
+        assert again.latencies()[0].unstable is False
+
+
 def test_the_schema_has_the_fields_in_their_order(run: RunStore) -> None:
     with sqlite3.connect(run.folder / "run.sqlite") as database:
-        for table, kind in (("nets", NetRecord), ("evaluations", Evaluation)):
+        for table, kind in (("nets", NetRecord), ("evaluations", Evaluation), ("files", FileRecord), ("latencies", LatencyRecord)):
             assert [row[1] for row in database.execute(f"PRAGMA table_info({table})")] == list(kind.__dataclass_fields__)
     database.close()
 
@@ -267,6 +275,8 @@ _OLD_TABLES = """
 DROP TABLE failures;
 DROP TABLE evaluations;
 DROP TABLE nets;
+DROP TABLE files;
+DROP TABLE latencies;
 CREATE TABLE evaluations (
     step INTEGER NOT NULL, arch TEXT NOT NULL, correct INTEGER NOT NULL, total INTEGER NOT NULL, loss REAL NOT NULL,
     seconds REAL NOT NULL, PRIMARY KEY (step, arch)
@@ -277,7 +287,7 @@ CREATE TABLE nets (
     macs INTEGER NOT NULL, runtime_accuracy REAL, parity REAL, files TEXT NOT NULL, PRIMARY KEY (role, id)
 ) STRICT;
 INSERT INTO evaluations VALUES (0, 'r16', 7, 10, 0.5, 0.1), (0, 'r24', 8, 10, 0.4, 0.2);
-INSERT INTO nets VALUES ('r16', 'abc', 'front', 0.7, 0.6, 1.5, NULL, NULL, NULL, NULL, 10, 20, NULL, NULL, '["a.onnx"]');
+INSERT INTO nets VALUES ('r16', 'abc', 'front', 0.7, 0.6, 1.5, NULL, NULL, NULL, NULL, 10, 20, 0.75, 1e-6, '["a.onnx"]');
 """
 """A run of version 1, as that version made it."""
 
@@ -296,8 +306,10 @@ def test_a_run_of_an_earlier_version_is_read(run: RunStore, version: int) -> Non
         with RunStore.open(run.folder) as old:
             assert old.evaluations() == [Evaluation(0, "r16", 7, 10, 0.5, 0.1), Evaluation(0, "r24", 8, 10, 0.4, 0.2)]
             (net,) = old.nets()
+            (file,) = old.files()
     assert (net.arch, net.test_accuracy, net.final_accuracy, net.predicted_ms) == ("r16", 0.6, 0.6, 1.5)
-    assert (net.files, net.estimated, net.tuned_accuracy, net.objectives) == (("a.onnx",), version == 2, None, {})
+    assert (net.estimated, net.tuned_accuracy, net.objectives) == (version == 2, None, {})
+    assert file == FileRecord("front", "abc", "onnx", "fp32", "a.onnx", 0.0, None, 0.75, None, None)
     with RunStore.open(run.folder) as old:
         old.put_net(replace(net, tuned_accuracy=0.8, objectives={"latency@phone": 2.5}))
         old.record(Evaluation(0, "r16", 3, 4, 0.6, 0.1, whole=False))

@@ -142,7 +142,7 @@ def test_downloads_go_to_where_files_are_looked_for(tmp_path: Path, monkeypatch:
     for module in ("cifar", "stl10", "food101", "fgvc_aircraft", "dtd", "oxford_iiit_pet", "flowers102"):
         monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", archive)
     monkeypatch.setattr("torchvision.datasets.flowers102.download_url", lambda url, root, **_: asked.append((url, Path(root))))
-    monkeypatch.setattr("natdeploy.tasks.readers.download_and_extract_archive", archive)
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", archive)
     assert len(open_named(tiny(name), tmp_path / "data", download=True)) == 24
     assert asked
     assert all(url.startswith("http") and folder.is_relative_to(tmp_path / "data") for url, folder in asked)

@@ -1,0 +1,100 @@
+"""A finished run: its networks, and their weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from natdeploy.errors import UsageError
+from natdeploy.pipeline.choice import choose_net
+from natdeploy.pipeline.config import SearchConfig
+from natdeploy.pipeline.search import STATISTICS, read_config
+from natdeploy.pipeline.setting import stored_convention, stored_space
+from natdeploy.pipeline.train import CHECKPOINT, TUNED
+from natdeploy.search import parse_constraint
+from natdeploy.space import Arch
+from natdeploy.store import FileRecord, NetRecord, RunStore
+from natdeploy.supernet import Subnet, restore
+
+
+def nets(folder: Path) -> list[NetRecord]:
+    """The final front and the baseline of a finished run.
+
+    Raises:
+        UsageError: there is no run, or it is not finished.
+    """
+    with RunStore.open(folder) as store:
+        return list(finished_nets(store))
+
+
+def files(folder: Path) -> list[FileRecord]:
+    """Every file that was exported from a run, and those that were refused.
+
+    Raises:
+        UsageError: there is no run.
+    """
+    with RunStore.open(folder) as store:
+        return store.files()
+
+
+def finished_nets(store: RunStore) -> tuple[NetRecord, ...]:
+    """The final front and the baseline.
+
+    Raises:
+        UsageError: the search is not finished.
+    """
+    if not store.get("finished"):
+        raise UsageError(f"the search in {store.folder} is not finished; go on with `natdeploy resume {store.folder}`")
+    return tuple(store.nets())
+
+
+def select_nets(nets: Sequence[NetRecord], config: SearchConfig, which: str) -> list[NetRecord]:
+    """Those that are meant by `front`, `baseline`, a rule, levels, bounds, or the beginning of an id (`choose_net`)."""
+    if which in ("front", "baseline"):
+        return [net for net in nets if net.role == which]
+    chosen = choose_net(nets, config, which).id
+    return [net for net in nets if net.role == "front" and net.id == chosen]
+
+
+def latency_limit_ms(config: SearchConfig) -> float:
+    """The tightest bound on latency; infinite where there is none."""
+    constraints = map(parse_constraint, config.constraints)
+    return min((each.bound for each in constraints if each.objective == "latency"), default=math.inf)
+
+
+def load_subnet(store: RunStore, arch: Arch, *, tuned: bool = False) -> Subnet:
+    """A final net of a run, with its weights and its BatchNorm statistics, in evaluation mode on the CPU.
+
+    Args:
+        store: of the run.
+        arch: one of its nets.
+        tuned: with the weights that it was trained to alone.
+
+    Raises:
+        DamagedFileError: a checkpoint is.
+    """
+    weights, statistics = store.load_checkpoint(CHECKPOINT), store.load_checkpoint(STATISTICS)
+    assert weights is not None and statistics is not None, "a finished run has both"
+    supernet = restore(
+        _averaged(weights[0]),
+        stored_space(read_config(store), store),
+        width=arch.width,
+        padding=stored_convention(store).padding,
+        norm_eps=store.get("norm_eps"),
+    )
+    subnet = supernet.extract(arch)
+    if tuned:
+        alone = store.load_checkpoint(f"{TUNED}-{arch.id}")
+        assert alone is not None, "a tuned net has its weights in the run"
+        subnet.load_state_dict(_averaged(alone[0]))
+        return subnet.eval()
+    own = {name.removeprefix(f"{arch.id}."): value for name, value in statistics[0].items() if name.startswith(f"{arch.id}.")}
+    subnet.load_state_dict({**subnet.state_dict(), **own})
+    return subnet.eval()
+
+
+def _averaged(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("average."): value for name, value in tensors.items() if name.startswith("average.")}
