@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -294,7 +295,8 @@ class _Search:
 
         records = [self._record("front", arch, archive.objectives) for arch in front]
         by_macs = [Arch.parse(record.arch) for record in sorted(records, key=lambda record: record.macs)]
-        lesson = Lesson(task, by_error[: -(-len(front) // 2)], sample, largest=by_macs[-1], smallest=by_macs[0])
+        leaders = by_error[: math.ceil(self.config.schedule.final_leaders * len(front))]
+        lesson = Lesson(task, leaders, sample, largest=by_macs[-1], smallest=by_macs[0])
         self.training.train("training the front", self._total_steps(lesson), lesson)
         tuned = self._tune(records, by_error[0], task) if self.budget.tune_steps else {}
         self._judge([*records, self._record("baseline", self.problem.baseline, archive.objectives)], tuned, task)

@@ -90,7 +90,7 @@ def test_tuning_alone_that_was_interrupted_goes_on_to_the_same_net(
     with RunStore.open(whole.out) as store:
         budget = store.get("budget")
     # The name is a function's too.
-    module = sys.modules["natdeploy.pipeline.search"]
+    module = sys.modules["natdeploy.pipeline.plan"]
     monkeypatch.setattr(module, "make_budget", lambda *_: pipeline.Budget.from_json(budget))
     save, saves = RunStore.save_checkpoint, 0
 
