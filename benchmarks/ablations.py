@@ -33,7 +33,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     "no adaptation while searching": {"schedule": {"warmup": 0.35, "final": 0.65}},
     "no training of the front alone": {"schedule": {"warmup": 0.2, "final": 0.0}},
-    "all of the front lead": {"schedule": {"final_leaders": 1.0}},
+    "better half of the front leads": {"schedule": {"final_leaders": 0.5}},
     "front of 12 at most": {"schedule": {"final_nets": 12}},
     "sampled from all architectures alike": {"nat": {"distribution": "uniform"}},
     "sampled from pairs": {"nat": {"distribution": "pairs"}},

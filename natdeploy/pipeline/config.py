@@ -35,7 +35,7 @@ class Schedule(BaseModel):
     warmup: float = Field(default=0.2, ge=0, le=1)
     final: float = Field(default=0.65, ge=0, le=1)
     final_nets: int = Field(default=24, ge=1)
-    final_leaders: float = Field(default=0.5, gt=0, le=1)
+    final_leaders: float = Field(default=1.0, gt=0, le=1)
 
     @model_validator(mode="after")
     def _leaves_rounds(self) -> Schedule:
