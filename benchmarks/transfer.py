@@ -39,7 +39,7 @@ from sklearn.linear_model import LogisticRegression
 from natdeploy import pipeline
 from natdeploy.errors import NatdeployError
 from natdeploy.export import export_onnx, runtime_accuracy
-from natdeploy.hardware.bench import NETS, Candidate
+from natdeploy.hardware.bench import NETS, SUBNETS, Candidate
 from natdeploy.hardware.device import parse_target
 from natdeploy.hardware.measure import measure
 from natdeploy.pipeline.setting import Setting, prepare
@@ -221,7 +221,8 @@ def compare(options: argparse.Namespace, seed: int, notes: Notes) -> tuple[list[
         Candidate(str(number), net.path, (1, 3, side, side)) for number, (net, side) in enumerate(zip(nets, sides, strict=True))
     ]
     target = parse_target(options.target, threads=options.threads)
-    result = measure(candidates, candidates[0], target, NETS, seed=seed, progress=notes)
+    settings = SUBNETS if options.short_measuring else NETS
+    result = measure(candidates, candidates[0], target, settings, seed=seed, progress=notes)
     points = []
     for number, net in enumerate(nets):
         found = result[str(number)]
@@ -288,6 +289,7 @@ def main() -> int:
     parser.add_argument("--resolutions", type=int, nargs="+", default=[96, 128], help="of the conventional networks, px")
     parser.add_argument("--reference", type=float, nargs=2, default=[0.3, 3.0], help="of the hypervolume: error, ms")
     parser.add_argument("--per-class", type=int, help="training and test images of a class to unpack, for --data FILE.npz")
+    parser.add_argument("--short-measuring", action="store_true", help="time networks as for a latency table: a fifth of the time")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tables", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
