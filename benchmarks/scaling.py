@@ -27,14 +27,14 @@ from rich.table import Table
 from safetensors.torch import save_file
 from scipy.optimize import nnls
 
-from natdeploy.distributed.engine import Engine, InProcess, judge_arch
+from natdeploy.distributed.engine import Engine, InProcess
 from natdeploy.distributed.ray_engine import RayEngine
 from natdeploy.hardware.device import host_facts
 from natdeploy.space import Arch, SearchSpace, cost, get_space
 from natdeploy.supernet import Supernet
 from natdeploy.tasks import Classification, ImageSet, Pixels, Splits
 from natdeploy.training.adapt import Adapter, AdaptSettings, Lesson
-from natdeploy.training.judge import Verdict
+from natdeploy.training.judge import Verdict, judge_arch
 from natdeploy.training.loop import TrainSettings
 from natdeploy.training.memory import keep_freed_memory
 

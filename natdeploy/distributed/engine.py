@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Protocol
 
 from natdeploy.space import Arch
 from natdeploy.supernet import Supernet
 from natdeploy.tasks import SplitName, Task
 from natdeploy.training.adapt import Adapter, Lesson
-from natdeploy.training.judge import Verdict, calibrated_subnet, judge
+from natdeploy.training.judge import Verdict, judge_arch
 
 
 class Engine(Protocol):
@@ -75,15 +72,3 @@ def open_engine(ray: str | None = None, *, workers: int | None = None) -> Iterat
         yield engine
     finally:
         engine.close()
-
-
-def judge_arch(supernet: Supernet, arch: Arch, task: Task, split: SplitName, limit: int | None = None) -> Verdict | str:
-    """One architecture on the images of a split; or, where torch cannot compute it, why."""
-    start = time.perf_counter()
-    try:
-        verdict = judge(calibrated_subnet(supernet, arch, task), task, split, limit)
-    except RuntimeError as error:  # of torch: out of memory, a kernel that the machine lacks
-        return " ".join(str(error).split())
-    if not math.isfinite(verdict.loss):
-        return f"its loss is {verdict.loss}"
-    return replace(verdict, seconds=time.perf_counter() - start)

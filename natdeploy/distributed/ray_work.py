@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natdeploy.distributed.engine import judge_arch
 from natdeploy.space import Arch
 from natdeploy.supernet import Supernet
 from natdeploy.tasks import SplitName
 from natdeploy.training.adapt import Adapter, AdaptSettings, Lesson
 from natdeploy.training.group import TorchGroup
-from natdeploy.training.judge import Verdict
+from natdeploy.training.judge import Verdict, judge_arch
 from natdeploy.training.loop import DivergedError
 from natdeploy.training.memory import keep_freed_memory
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -72,3 +73,15 @@ def judge(subnet: Subnet, task: Task, split: SplitName, limit: int | None = None
             loss += float(task.loss(logits, labels)) * len(labels)
             total += len(labels)
     return Verdict(correct, total, loss / total, time.perf_counter() - start)
+
+
+def judge_arch(supernet: Supernet, arch: Arch, task: Task, split: SplitName, limit: int | None = None) -> Verdict | str:
+    """One architecture on the images of a split; or, where torch cannot compute it, why."""
+    start = time.perf_counter()
+    try:
+        verdict = judge(calibrated_subnet(supernet, arch, task), task, split, limit)
+    except RuntimeError as error:  # of torch: out of memory, a kernel that the machine lacks
+        return " ".join(str(error).split())
+    if not math.isfinite(verdict.loss):
+        return f"its loss is {verdict.loss}"
+    return replace(verdict, seconds=time.perf_counter() - start)
