@@ -34,7 +34,7 @@ from natdeploy.pipeline.problem import LATENCY, Problem, first_archs, first_less
 from natdeploy.pipeline.setting import Setting, prepare
 from natdeploy.pipeline.train import Training
 from natdeploy.progress import Progress, Silent
-from natdeploy.search import Archive, Distribution, Objectives, RoundReport
+from natdeploy.search import Archive, Distribution, Objectives, RoundReport, infill
 from natdeploy.search import search as nat_search
 from natdeploy.space import Arch, get_space, space_toml
 from natdeploy.stopwatch import take, timed
@@ -285,7 +285,8 @@ class _Search:
             0.0 if failed else ranking_noise(self._evaluation(arch))
             for arch, failed in zip(archive.archs, archive.failed, strict=True)
         ]
-        chosen = archive.contenders(noise, self.config.schedule.final_nets)
+        rows = archive.contenders(noise)
+        chosen = rows[np.sort(infill(archive.values[rows], archive.values[:0], self.config.schedule.final_nets))]
         front = [archive.archs[index] for index in chosen]
         by_error = [front[index] for index in archive.values[chosen, 0].argsort(kind="stable")]
         task = self.setting.final_task()

@@ -3,6 +3,7 @@
 from natdeploy.search.archive import Archive, non_dominated
 from natdeploy.search.decide import Choice, choose
 from natdeploy.search.distribution import Distribution
+from natdeploy.search.evolve import infill
 from natdeploy.search.feasible import reachable_range, smallest_feasible
 from natdeploy.search.nat import Adapt, Correct, Evaluate, NatSettings, RoundReport, Scores, SurrogateQuality, search
 from natdeploy.search.objectives import Constraint, Objectives, parse_constraint, show
@@ -23,6 +24,7 @@ __all__ = [
     "Scores",
     "SurrogateQuality",
     "choose",
+    "infill",
     "non_dominated",
     "parse_constraint",
     "reachable_range",

@@ -141,20 +141,18 @@ class Archive:
         rows = rows[non_dominated(self.values[rows])]
         return rows[np.argsort(self.values[rows, 1], kind="stable")]
 
-    def contenders(self, noise: npt.ArrayLike, most: int) -> Indices:
+    def contenders(self, noise: npt.ArrayLike) -> Indices:
         """Rows of the front, and those that chance may have thrown off it, fastest first.
 
         Args:
             noise: (n,) or one number: how far a row's error may lie above the least error of the feasible rows that are as good in
                 all other objectives.
-            most: rows; the nearest to the front are kept.
         """
         rows = np.flatnonzero(self.feasible)
         errors, others = self.values[rows, 0], self.values[rows, 1:]
         as_good = (others[:, None] <= others).all(axis=2)
         gap = errors - np.where(as_good, errors[:, None], np.inf).min(axis=0, initial=np.inf)
-        near = np.flatnonzero(gap <= np.broadcast_to(noise, len(self))[rows])
-        rows = rows[near[np.argsort(gap[near], kind="stable")][:most]]
+        rows = rows[gap <= np.broadcast_to(noise, len(self))[rows]]
         return rows[np.argsort(self.values[rows, 1], kind="stable")]
 
     def best(self, n: int) -> Indices:

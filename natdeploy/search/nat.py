@@ -257,7 +257,7 @@ class _Judge:
         self._part = scores.errors
         self._whole[:] = not screen
         if screen:
-            self._ask_whole(self.archive.contenders(scores.noise, len(self.archive)), version)
+            self._ask_whole(self.archive.contenders(scores.noise), version)
             self.settle(version)
 
     def settle(self, version: int) -> None:

@@ -149,7 +149,7 @@ def test_only_rows_whose_rank_may_matter_are_evaluated_whole(searched, demo_task
     np.testing.assert_allclose(archive.values[~asked, 0], part.errors[~asked] + shift, rtol=1e-12)
     screened = Archive(archive.space, archive.objectives, archive.constraints)
     screened.add(archive.genotypes, part.errors)
-    assert asked[screened.contenders(part.noise, len(archive))].all()
+    assert asked[screened.contenders(part.noise)].all()
 
 
 def test_without_screening_or_reevaluation(demo_task) -> None:
@@ -280,7 +280,7 @@ def test_what_fails_is_counted_and_left_out_of_everything_else(screen: bool, dem
     assert np.isfinite(recorder.reports[-1].hypervolume)
     assert not failed[archive.front()].any()
     assert not failed[archive.best(1000)].any()
-    assert not failed[archive.contenders(1.0, 1000)].any()
+    assert not failed[archive.contenders(1.0)].any()
     assert all(np.isfinite(report.surrogate.new_rmse) for report in recorder.reports[1:] if report.surrogate.new_rmse is not None)
     # Training never sees a failed one: with all smoothing off, the resolution that fails has no share.
     free = Failing(demo_task)
