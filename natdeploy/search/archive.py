@@ -152,8 +152,8 @@ class Archive:
         errors, others = self.values[rows, 0], self.values[rows, 1:]
         as_good = (others[:, None] <= others).all(axis=2)
         gap = errors - np.where(as_good, errors[:, None], np.inf).min(axis=0, initial=np.inf)
-        rows = rows[gap <= np.broadcast_to(noise, len(self))[rows]]
-        return rows[np.argsort(self.values[rows, 1], kind="stable")]
+        near = rows[np.flatnonzero(gap <= np.broadcast_to(noise, len(self))[rows])]
+        return near[np.argsort(self.values[near, 1], kind="stable")]
 
     def best(self, n: int) -> Indices:
         """At most `n` feasible rows, best first: by rank, then the least crowded (survival of NSGA-II)."""
