@@ -4,9 +4,11 @@
 # make docs    writes docs/cli.md from the command line's own help
 # make clean   removes .venv; the libraries stay in the cache, and the next make finds them there
 #
+# TEST_PROCESSES=1 runs the tests one after the other; each process is single-threaded.
 # Each begins by making .venv ready (.ci/environment.py). PYTHON=python3.12 chooses another interpreter.
 
 PYTHON ?= python3
+TEST_PROCESSES ?= 2
 VENV := .venv/bin
 
 .PHONY: demo test lint docs clean environment
@@ -16,7 +18,7 @@ demo: environment
 	@$(VENV)/natdeploy demo
 
 test: lint
-	$(VENV)/python -m pytest -q
+	$(VENV)/python -m pytest -q --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 lint: environment
 	$(VENV)/ruff check .
