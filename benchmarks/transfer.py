@@ -44,7 +44,7 @@ from natdeploy.hardware.device import parse_target
 from natdeploy.hardware.measure import measure
 from natdeploy.pipeline.setting import Setting, prepare
 from natdeploy.search.archive import hypervolume
-from natdeploy.space import Arch
+from natdeploy.space import Arch, cost
 from natdeploy.supernet import Subnet, calibrate, read_seed
 from natdeploy.training.judge import BATCH
 from natdeploy.training.plain import train_subnet
@@ -174,11 +174,12 @@ def all_conventional(options: argparse.Namespace, out: Path, seed: int, notes: N
 
 
 def best_seed(options: argparse.Namespace, out: Path, seed: int, notes: Notes) -> Path:
-    """The seed network whose frozen features a linear classifier does most with, judged on validation images."""
-    scores: dict[Path, float] = {}
+    """The seed network whose frozen features a linear classifier does most with, judged on validation images; of equals the cheapest."""
+    scores: dict[Path, tuple[float, int]] = {}
     for weights in options.seed_weights:
         setting = prepare(config_of(options, weights, out, seed=seed, settings={}), notes)
-        subnet = setting.supernet.extract(setting.seed_arch(PROBED))
+        arch = setting.seed_arch(PROBED)
+        subnet = setting.supernet.extract(arch)
         calibrate(subnet, (images for images, _ in setting.task.batches("calibration", PROBED, BATCH)))
         subnet.classifier = torch.nn.Identity()  # type: ignore[assignment]
         features: dict[str, np.ndarray] = {}
@@ -190,8 +191,9 @@ def best_seed(options: argparse.Namespace, out: Path, seed: int, notes: Notes) -
             features[split], labels[split] = (np.concatenate(each) for each in zip(*seen, strict=True))
         scale = features["train"].std(axis=0) + 1e-6
         probe = LogisticRegression(max_iter=2000).fit(features["train"] / scale, labels["train"])
-        scores[weights] = float(probe.score(features["validation"] / scale, labels["validation"]))
-        notes.note(f"linear probe at {PROBED} px of {weights.name}: {100 * scores[weights]:.1f} % of validation images")
+        score = float(probe.score(features["validation"] / scale, labels["validation"]))
+        scores[weights] = score, -int(cost(setting.space, [arch]).macs[0])
+        notes.note(f"linear probe at {PROBED} px of {weights.name}: {100 * score:.1f} % of validation images")
     return max(scores, key=lambda weights: scores[weights])
 
 
