@@ -174,7 +174,7 @@ def all_conventional(options: argparse.Namespace, out: Path, seed: int, notes: N
 
 
 def best_seed(options: argparse.Namespace, out: Path, seed: int, notes: Notes) -> Path:
-    """The seed network whose frozen features a linear classifier does most with, judged on validation images; of equals the cheapest."""
+    """The seed whose frozen features serve a linear classifier best, judged on validation images; of equals, the cheapest."""
     scores: dict[Path, tuple[float, int]] = {}
     for weights in options.seed_weights:
         setting = prepare(config_of(options, weights, out, seed=seed, settings={}), notes)
