@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import venv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from natdeploy.hardware.device import Target
 from natdeploy.hardware.measure import MeasureResult, measure
 from natdeploy.latency import journal, profile
 from natdeploy.latency.table import read_table
-from natdeploy.progress import Silent
+from natdeploy.progress import Progress, Silent
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "natdeploy" / "test-devices"
 BRIEF = replace(QUICK, processes=1)
@@ -118,6 +119,25 @@ class Notes(Silent):
         self.notes.append(message)
 
 
+class AtFirst(Silent):
+    """Does something once, at the first step of a task."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self._act = act
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        acted = False
+
+        def advance(_: int) -> None:
+            nonlocal acted
+            if not acted:
+                acted = True
+                self._act()
+
+        yield advance
+
+
 def test_a_board_of_two_dies_in_the_middle_and_the_table_is_complete(
     sshd: real_sshd.Sshd, tmp_path: Path, brief: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,18 +146,23 @@ def test_a_board_of_two_dies_in_the_middle_and_the_table_is_complete(
     monkeypatch.setattr(journal, "AGREE", math.inf)  # two briefly timed names of one busy machine
     with real_sshd.Sshd(tmp_path / "second", "second") as second:
         file = write_device(tmp_path, [sshd, second], python=Path(sys.executable), runtime="onnxruntime")
-        begun = 0
+        begun: dict[str | None, int] = {sshd.address: 0, second.address: 0}
+        dying = threading.Event()
 
-        def measured(candidates: Any, reference: Any, target: Target, *arguments: Any, **options: Any) -> MeasureResult:
-            nonlocal begun
-            if target.device.address == second.address and (begun := begun + 1) == 2:
-                threading.Timer(0.5, second.cut, kwargs={"for_good": True}).start()
-            return measure(candidates, reference, target, *arguments, **options)
+        def measured(*arguments: Any, progress: Progress, **options: Any) -> MeasureResult:
+            """The first board waits with its second chunk until the other one is at its own, and dies."""
+            board = next(each.device.address for each in arguments if isinstance(each, Target))
+            begun[board] += 1
+            if begun[board] == 2 and board == second.address:
+                return measure(*arguments, progress=AtFirst(lambda: (second.cut(for_good=True), dying.set())), **options)
+            if begun[board] == 2:
+                assert dying.wait(120)
+            return measure(*arguments, progress=progress, **options)
 
         monkeypatch.setattr(profile, "measure", measured)
         progress = Notes()
         result = pipeline.profile(str(file), space="demo", tables=tmp_path / "tables", budget_minutes=0.5, progress=progress)
-    assert begun == 2
+    assert begun[second.address] == 2
     assert len([note for note in progress.notes if note.startswith("second: the connection to board was cut")]) == 1
     assert result.subnets == 10
     assert result.rows >= 8
