@@ -61,12 +61,16 @@ def hypervolume(values: Floats, reference: Floats) -> float:
 class Archive:
     """Architectures of one space that were evaluated, in the order they came.
 
+    Where the space leaves a choice of precision, each architecture has a row in every one, and these rows follow each other: its
+    network is evaluated once, and `objectives.loss` says what a precision adds.
+
     Attributes:
         space: theirs.
         objectives: the columns of `values`.
         constraints: what makes an architecture feasible.
         genotypes: (n, variables), canonical and distinct.
-        values: (n, m); column 0 is the error, NaN where evaluation failed.
+        errors: (n,) of the networks themselves, NaN where evaluation failed.
+        values: (n, m); column 0 is the error, that of the precision included.
         violation: (n,); 0 where all constraints hold.
     """
 
@@ -75,6 +79,7 @@ class Archive:
         self.objectives = objectives
         self.constraints = tuple(constraints)
         self.genotypes: Genotypes = np.empty((0, space.variables), dtype=np.int64)
+        self.errors: Floats = np.empty(0)
         self.values: Floats = np.empty((0, len(objectives.names)))
         self.violation: Floats = np.empty(0)
         self._known: set[bytes] = set()
@@ -88,12 +93,13 @@ class Archive:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        return tuple(arch.id for arch in self.archs)
+        """Of the architectures, each once."""
+        return tuple(arch.id for arch in self.archs[:: self.space.options])
 
     @property
     def failed(self) -> npt.NDArray[np.bool_]:
         """What could not be evaluated, (n,)."""
-        return np.isnan(self.values[:, 0])
+        return np.isnan(self.errors)
 
     @property
     def feasible(self) -> npt.NDArray[np.bool_]:
@@ -105,23 +111,26 @@ class Archive:
         return np.array([row.tobytes() in self._known for row in self.space.repair(genotypes)], dtype=np.bool_)
 
     def add(self, genotypes: Genotypes, errors: npt.ArrayLike) -> None:
-        """Appends architectures (n, variables) with their errors (n,).
+        """Appends distinct architectures (n, variables) with their errors (n,), in every precision.
 
         Raises:
             ValueError: one of them is here already.
         """
-        canonical = self.space.repair(genotypes)
+        canonical = self.space.in_every_precision(self.space.repair(genotypes))
+        own = np.repeat(np.asarray(errors, dtype=np.float64), self.space.options)
         keys = {row.tobytes() for row in canonical}
         if len(keys) < len(canonical) or keys & self._known:
             raise ValueError("an archive holds every architecture once")
-        self.values = np.concatenate([self.values, self.objectives.values(canonical, errors)])
+        self.values = np.concatenate([self.values, self.objectives.values(canonical, own)])
+        self.errors = np.concatenate([self.errors, own])
         self.violation = np.concatenate([self.violation, self.objectives.violation(canonical, self.constraints)])
         self.genotypes = np.concatenate([self.genotypes, canonical])
         self._known |= keys
 
     def replace_errors(self, errors: npt.ArrayLike) -> None:
         """Takes new errors (n,) of all architectures, after the supernet's weights have changed."""
-        self.values = self.objectives.values(self.genotypes, errors)
+        self.errors = np.array(errors, dtype=np.float64)
+        self.values = self.objectives.values(self.genotypes, self.errors)
 
     def replace_objectives(self, objectives: Objectives) -> None:
         """Takes other functions for the same objectives, after a predictor was corrected; who is feasible may change.
@@ -132,8 +141,13 @@ class Archive:
         if objectives.names != self.objectives.names:
             raise ValueError(f"an archive of {', '.join(self.objectives.names)} cannot hold {', '.join(objectives.names)}")
         self.objectives = objectives
-        self.values = objectives.values(self.genotypes, self.values[:, 0])
+        self.values = objectives.values(self.genotypes, self.errors)
         self.violation = objectives.violation(self.genotypes, self.constraints)
+
+    def networks(self, rows: Indices) -> Indices:
+        """The first row of the architecture of each of `rows`, every one once; `rows` as they are where there is one a network."""
+        options = self.space.options
+        return rows if options == 1 else np.unique(rows - rows % options)
 
     def front(self) -> Indices:
         """Rows that are feasible and that no feasible row dominates, fastest (least in column 1) first."""

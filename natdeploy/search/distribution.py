@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from natdeploy.search.objectives import Floats
-from natdeploy.space import Genotypes, SearchSpace
+from natdeploy.space import FIRST_SLOT, Genotypes, SearchSpace
 
 Columns = npt.NDArray[np.int64]
 
@@ -120,7 +120,7 @@ def _variables(space: SearchSpace, genotypes: Genotypes) -> tuple[Columns, list[
         columns.append((genotypes[:, part] > 0).sum(axis=1) - stage.min_depth)
         counts.append(len(stage.depths))
     for slot, (number, _) in enumerate(space.slots):
-        columns.append(genotypes[:, slot - len(space.slots)] - 1)
+        columns.append(genotypes[:, FIRST_SLOT + slot] - 1)
         counts.append(len(space.stages[number].choices))
     return np.stack(columns, axis=1), counts
 

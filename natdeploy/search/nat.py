@@ -3,6 +3,9 @@
 It knows neither networks nor devices: `evaluate`, `adapt` and `correct` are given. Every draw comes from a generator seeded by
 (seed, component, round), and everything else follows from the answers, so a run repeated with the same answers ends with the same
 archive, bit for bit. That is how a broken run goes on: replayed from the evaluations it has stored.
+
+Where the space leaves a choice of precision, the search goes over pairs of architecture and precision, but networks are evaluated,
+and the surrogate learns, once for all precisions: what a precision costs in accuracy is the objectives' `loss`.
 """
 
 from __future__ import annotations
@@ -131,7 +134,7 @@ class RoundReport:
         surrogate: how well it predicted them; None in round 0, and where none was asked or too few errors were known to fit one.
         hypervolume: share of the box up to `reference` that the front dominates, 0..1; approximate for many objectives.
         reference: 1.01 times the worst feasible values of round 0, frozen.
-        front_size: feasible non-dominated architectures.
+        front_size: feasible non-dominated architectures, each as often as precisions of it are so.
         best_error: least error of them.
     """
 
@@ -190,18 +193,18 @@ def search(
     archive = Archive(space, objectives, constraints)
     first = _first(archive, space.encode_all(list(dict.fromkeys(include))), settings.initial, _rng(seed, _INITIAL, 0))
     with threadpool_limits(1):
-        earlier = learn_earlier(space, knowledge, _rng(seed, _EARLIER, 0))
+        earlier = learn_earlier(space.archs_only, knowledge, _rng(seed, _EARLIER, 0))
     judge = _Judge(archive, evaluate)
     judge.add(first, 0)
     reference = 1.01 * archive.values[archive.feasible].max(axis=0)
     on_round(_report(archive, 0, reference, new=archive.ids))
     for number in range(1, settings.rounds + 1):
-        before = len(archive)
+        before = len(archive.ids)
         new, fit, predicted = _propose(archive, settings, seed, number, earlier)
         errors = judge.add(new, number - 1)
         quality = None if fit is None else _quality(fit, predicted, errors)
-        best = archive.genotypes[archive.best(settings.parents)]
-        adapt(follow(settings.distribution, space, best, settings.smoothing), number)
+        best = archive.genotypes[archive.best(settings.parents), : space.arch_variables]
+        adapt(follow(settings.distribution, space.archs_only, best, settings.smoothing), number)
         if settings.reevaluate:
             judge.all(number, settings.screen)
         left: tuple[str, ...] = ()
@@ -216,11 +219,17 @@ def _rng(seed: int, component: int, number: int) -> np.random.Generator:
 
 
 def _first(archive: Archive, include: Genotypes, count: int, rng: np.random.Generator) -> Genotypes:
-    """The included, the smallest feasible and random feasible architectures, `count` in all where the space has them."""
+    """The included, the smallest feasible and random feasible architectures, distinct, `count` in all where the space has them."""
     space, objectives, constraints = archive.space, archive.objectives, archive.constraints
     smallest = smallest_feasible(space, objectives, constraints, rng)
     known = np.unique(np.concatenate([include, smallest[None]]), axis=0)
-    return np.concatenate([known, sample_feasible(count - len(known), space, objectives, constraints, known=known, rng=rng)])
+    random = sample_feasible(count - len(known), space, objectives, constraints, known=known, rng=rng)
+    return _networks(space, np.concatenate([known, random]))
+
+
+def _networks(space: SearchSpace, genotypes: Genotypes) -> Genotypes:
+    """Each architecture of (n, variables) once, in the first precision."""
+    return space.in_every_precision(genotypes)[:: space.options]
 
 
 class _Judge:
@@ -233,15 +242,17 @@ class _Judge:
         self._whole = np.empty(0, dtype=np.bool_)
 
     def add(self, genotypes: Genotypes, version: int) -> Floats:
-        """Evaluates new architectures (n, variables) on all images and takes them into the archive; their errors (n,).
+        """Evaluates new, distinct architectures (n, variables) on all images and takes them into the archive; their errors (n,).
 
         Raises:
             NatdeployError: no feasible architecture of the archive could be evaluated.
         """
+        before = len(self.archive)
         errors = self._ask(genotypes, version, whole=True).errors
         self.archive.add(genotypes, errors)
-        self._part = np.append(self._part, np.full(len(genotypes), np.nan))
-        self._whole = np.append(self._whole, np.ones(len(genotypes), dtype=np.bool_))
+        rows = len(self.archive) - before
+        self._part = np.append(self._part, np.full(rows, np.nan))
+        self._whole = np.append(self._whole, np.ones(rows, dtype=np.bool_))
         self._require_one()
         return errors
 
@@ -251,13 +262,14 @@ class _Judge:
         Raises:
             NatdeployError: no feasible architecture could be evaluated.
         """
-        scores = self._ask(self.archive.genotypes, version, whole=not screen)
-        self.archive.replace_errors(scores.errors)
+        options = self.archive.space.options
+        scores = self._ask(self.archive.genotypes[::options], version, whole=not screen)
+        self._part = np.repeat(scores.errors, options)
+        self.archive.replace_errors(self._part)
         self._require_one()
-        self._part = scores.errors
         self._whole[:] = not screen
         if screen:
-            self._ask_whole(self.archive.contenders(scores.noise), version)
+            self._ask_whole(self.archive.contenders(np.repeat(scores.noise, options)), version)
             self.settle(version)
 
     def settle(self, version: int) -> None:
@@ -269,10 +281,13 @@ class _Judge:
         return rows[~self._whole[rows]]
 
     def _ask_whole(self, rows: Indices, version: int) -> None:
-        """Rows (k,) on all images; the others are moved by what the part differs from all images on average."""
-        errors = self.archive.values[:, 0].copy()
-        errors[rows] = self._ask(self.archive.genotypes[rows], version, whole=True).errors
-        self._whole[rows] = True
+        """The networks of rows (k,) on all images; the others are moved by what the part differs from all images on average."""
+        rows = self.archive.networks(rows)
+        errors = self.archive.errors.copy()
+        found = self._ask(self.archive.genotypes[rows], version, whole=True).errors
+        for option in range(self.archive.space.options):
+            errors[rows + option] = found
+            self._whole[rows + option] = True
         difference = (errors - self._part)[self._whole]
         difference = difference[np.isfinite(difference)]
         if len(difference):
@@ -312,14 +327,13 @@ def _propose(
     def chance(count: int, known: Genotypes) -> Genotypes:
         return sample_feasible(count, space, objectives, archive.constraints, known=known, rng=rng)
 
-    known = archive.genotypes[~archive.failed]
+    known = archive.genotypes[~archive.failed][:: space.options]
     if settings.propose == "random" or len(known) < FEWEST:
-        new = chance(settings.infill, archive.genotypes)
-        return new, None, np.empty(0)
+        return _networks(space, chance(settings.infill, archive.genotypes)), None, np.empty(0)
     with threadpool_limits(1):
         features = Features(space, known, earlier)
         names = tuple(CANDIDATES) if settings.surrogate == "auto" else (settings.surrogate,)
-        errors = archive.values[~archive.failed, 0]
+        errors = archive.errors[~archive.failed][:: space.options]
         with timed("search: surrogate"):
             fit = fit_best(features(known), errors, _rng(seed, _FIT, number), names=names, earlier=len(earlier))
 
@@ -334,7 +348,8 @@ def _propose(
         both = np.concatenate([candidates, archive.genotypes[archive.feasible]])
         values = objectives.values(both, hope(both))
         with timed("search: infill"):
-            new = candidates[infill(values[: len(candidates)], values[len(candidates) :], settings.infill)]
+            chosen = infill(values[: len(candidates)], values[len(candidates) :], settings.infill)
+        new = _networks(space, candidates[chosen])
         return new, fit, fit.predict(features(new)).errors
 
 
@@ -362,7 +377,8 @@ def _corrected(judge: _Judge, correct: Correct, settings: NatSettings, seed: int
 
 
 def _front_ids(archive: Archive) -> list[str]:
-    return [arch.id for arch in archive.space.decode_all(archive.genotypes[archive.front()])]
+    archs = archive.space.decode_all(archive.genotypes[archive.front()])
+    return list(dict.fromkeys(arch.id for arch in archs))
 
 
 def _quality(fit: Fit, predicted: Floats, errors: Floats) -> SurrogateQuality:
@@ -389,8 +405,8 @@ def _report(
     front = archive.front()
     return RoundReport(
         round=number,
-        evaluated=len(archive),
-        failed=int(archive.failed.sum()),
+        evaluated=len(archive.ids),
+        failed=int(archive.failed[:: archive.space.options].sum()),
         new=new,
         left=left,
         surrogate=quality,

@@ -130,6 +130,7 @@ class Objectives:
     Attributes:
         names: of the objectives, `error` first; the columns of every array of values.
         cheap: name -> its function, for every objective and every constraint but the error.
+        loss: what the precision of each genotype adds to the error of its network; None adds nothing.
 
     Raises:
         UsageError: an unknown or repeated name, the error not first, or nothing beside it.
@@ -137,6 +138,7 @@ class Objectives:
 
     names: tuple[str, ...]
     cheap: Mapping[str, CheapObjective]
+    loss: CheapObjective | None = None
 
     def __post_init__(self) -> None:
         for name in self.names:
@@ -148,12 +150,14 @@ class Objectives:
             raise UsageError(f"objective {missing[0]} has no function that computes it")
 
     def values(self, genotypes: Genotypes, errors: npt.ArrayLike) -> Floats:
-        """Values (n, m) of architectures (n, variables) with these errors (n,), NaN where one is not known.
+        """Values (n, m) of architectures (n, variables) whose networks have these errors (n,), NaN where one is not known.
 
         Raises:
             NatdeployError: another objective is not a number.
         """
-        columns = [np.asarray(errors, dtype=np.float64), *(self.cheap[name](genotypes) for name in self.names[1:])]
+        own = np.asarray(errors, dtype=np.float64)
+        lost = own if self.loss is None else own + self.loss(genotypes)
+        columns = [lost, *(self.cheap[name](genotypes) for name in self.names[1:])]
         values: Floats = np.stack(columns, axis=1)
         wrong = ~np.isfinite(values)
         wrong[:, 0] = np.isinf(values[:, 0])

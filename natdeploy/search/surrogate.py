@@ -344,7 +344,8 @@ class Features:
 
     The codes themselves, which ascend with expansion and kernel, and for every elastic stage its depth and the sums of its
     expansions and kernels: with few samples what a stage holds in all predicts better than which slot holds it, with many the
-    codes add to it. They are scaled over the genotypes given at first. Predictions of earlier searches follow as they are.
+    codes add to it. They are scaled over the genotypes given at first. Predictions of earlier searches follow as they are. Of the
+    precision nothing is said: errors are those of the network itself.
 
     Args:
         space: of the genotypes.
@@ -362,7 +363,8 @@ class Features:
         return np.column_stack([self._scaling(self._raw(genotypes)), *(model(genotypes) for model in self._earlier)])
 
     def _raw(self, genotypes: Genotypes) -> Floats:
-        columns = [*genotypes.T.astype(np.float64), np.log(np.array(self._space.resolutions))[genotypes[:, 0]]]
+        codes = genotypes[:, : self._space.arch_variables]
+        columns = [*codes.T.astype(np.float64), np.log(np.array(self._space.resolutions))[genotypes[:, 0]]]
         for number, part in self._space.elastic:
             stage, codes = self._space.stages[number], genotypes[:, part]
             expansions = np.array([0, *(choice.expansion for choice in stage.choices)])

@@ -5,9 +5,10 @@ from natdeploy.space.blocks import Block
 from natdeploy.space.cost import BlockSum, Cost, cost
 from natdeploy.space.load import get_space, load_space, space_toml
 from natdeploy.space.nat_code import nat_text, parse_nat
-from natdeploy.space.space import Genotypes, SearchSpace, Stage
+from natdeploy.space.space import FIRST_SLOT, Genotypes, SearchSpace, Stage
 
 __all__ = [
+    "FIRST_SLOT",
     "Arch",
     "Block",
     "BlockSum",

@@ -71,9 +71,9 @@ class BlockSum:
         return float(self._fixed[where]), rows.reshape(len(self._rows), -1).copy()
 
     def __call__(self, genotypes: Genotypes) -> Floats:
-        """Totals (n,), or (n, m), of canonical genotypes (n, variables)."""
+        """Totals (n,), or (n, m), of canonical genotypes (n, variables); a precision in them plays no part."""
         where = genotypes[:, 0] * self._widths + genotypes[:, 1]
-        places = genotypes[:, FIRST_SLOT:] + self._rows + (where * self._stride)[:, None]
+        places = genotypes[:, FIRST_SLOT : FIRST_SLOT + len(self._rows)] + self._rows + (where * self._stride)[:, None]
         total: Floats = self._fixed[where]
         for column in places.T:  # slot by slot: all at once would take many times the memory of the result
             total += self._slots[column]

@@ -48,7 +48,7 @@ def load_space(path: Path) -> SearchSpace:
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UsageError(f"space file {path}: it needs a table [[stages]] for each stage")
     stages = tuple(_build(Stage, table, f"space file {path}, stage {number}") for number, table in enumerate(tables))
-    space = _build(SearchSpace, values, f"space file {path}", stages=stages)
+    space = _build(SearchSpace, values, f"space file {path}", stages=stages, precisions=())
     for number, stage in enumerate(space.stages):
         for width in space.widths:
             for place in range(min(2, stage.max_depth)):
@@ -63,15 +63,19 @@ def load_space(path: Path) -> SearchSpace:
     return space
 
 
+_NOT_KEYS = ("stages", "precisions")
+"""Fields that are no keys of a space's file: the one has tables of its own, the other belongs to a search."""
+
+
 def space_toml(space: SearchSpace) -> str:
-    """The file that `load_space` reads as this space; the same for equal spaces."""
+    """The file that `load_space` reads as this space's architectures; the same for equal spaces."""
     parts = [_toml(space), *(f"\n[[stages]]\n{_toml(stage)}" for stage in space.stages)]
     return "".join(parts)
 
 
 def _toml(data: SearchSpace | Stage) -> str:
     # Strings, numbers, booleans and lists of them are written the same in JSON and in TOML.
-    values = {each.name: _whole(getattr(data, each.name)) for each in fields(data) if each.name != "stages"}
+    values = {each.name: _whole(getattr(data, each.name)) for each in fields(data) if each.name not in _NOT_KEYS}
     return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
 
 

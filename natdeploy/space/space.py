@@ -1,8 +1,9 @@
 """A search space as data: stages of MBConv layers with choices of depth, kernel and expansion, and of input resolution and width.
 
 Genotype (NAT's form): `[resolution index, width index, one code a slot]`. A slot is a place for a layer; code 0 skips it, and
-`1 + kernel index + (number of kernels) * (expansion index)` fills it. Stages without any choice have no slots. Arrays of genotypes
-are (n, variables), int64.
+`1 + kernel index + (number of kernels) * (expansion index)` fills it. Stages without any choice have no slots. Where a search also
+chooses in which precision a network is deployed, the index of the precision is the last variable. Arrays of genotypes are
+(n, variables), int64.
 """
 
 from __future__ import annotations
@@ -149,6 +150,7 @@ class SearchSpace:
         mix_channels: of a linear layer between pooling and classifier, at width 1; 0 without one (MobileNetV3 has one).
         mix_bias: whether that layer has a bias.
         first_residual: whether the first layer of a stage adds its input where the shapes allow it.
+        precisions: that a search chooses among, a variable beside the architecture's own; none where the target decides.
     """
 
     name: str
@@ -164,6 +166,7 @@ class SearchSpace:
     mix_channels: int = 0
     mix_bias: bool = False
     first_residual: bool = True
+    precisions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(_NAME.fullmatch(self.name) is not None, "name", self.name, "must be lower-case letters, digits and _")
@@ -192,24 +195,40 @@ class SearchSpace:
         return tuple((number, place) for number, _ in self.elastic for place in range(self.stages[number].max_depth))
 
     @property
-    def variables(self) -> int:
+    def arch_variables(self) -> int:
+        """Those that an architecture is made of; they come first."""
         return FIRST_SLOT + len(self.slots)
+
+    @property
+    def variables(self) -> int:
+        return self.arch_variables + bool(self.precisions)
+
+    @property
+    def options(self) -> int:
+        """Ways to deploy one architecture: as many as there are precisions to choose among."""
+        return max(1, len(self.precisions))
+
+    @cached_property
+    def archs_only(self) -> SearchSpace:
+        """The same architectures without a choice of precision."""
+        return replace(self, precisions=()) if self.precisions else self
 
     @cached_property
     def lower(self) -> Genotypes:
         """Smallest value of every variable, (variables,)."""
         required = [int(place < self.stages[stage].min_depth) for stage, place in self.slots]
-        return np.array([0, 0, *required], dtype=np.int64)
+        return np.array([0, 0, *required, *([0] if self.precisions else [])], dtype=np.int64)
 
     @cached_property
     def upper(self) -> Genotypes:
         """Largest value of every variable, (variables,)."""
         codes = [len(self.stages[stage].choices) for stage, _ in self.slots]
-        return np.array([len(self.resolutions) - 1, len(self.widths) - 1, *codes], dtype=np.int64)
+        precision = [len(self.precisions) - 1] if self.precisions else []
+        return np.array([len(self.resolutions) - 1, len(self.widths) - 1, *codes, *precision], dtype=np.int64)
 
     @property
     def size(self) -> int:
-        """How many different architectures there are."""
+        """How many different architectures there are, whatever their precision."""
         total = len(self.resolutions) * len(self.widths)
         for stage in self.stages:  # a fixed one counts once
             total *= sum(len(stage.choices) ** depth for depth in stage.depths)
@@ -367,7 +386,7 @@ class SearchSpace:
         return fixed.reshape(given.shape)
 
     def encode(self, arch: Arch) -> Genotypes:
-        """Genotype (variables,) of an architecture.
+        """Genotype (variables,) of an architecture, in the first precision.
 
         Raises:
             UsageError: it is not of this space.
@@ -378,7 +397,7 @@ class SearchSpace:
             layers, stage = arch.stages[number], self.stages[number]
             codes += [stage.codes[layer] for layer in layers] + [0] * (stage.max_depth - len(layers))
         head = [self.resolutions.index(arch.resolution), self.widths.index(arch.width)]
-        return np.array(head + codes, dtype=np.int64)
+        return np.array([*head, *codes, *([0] if self.precisions else [])], dtype=np.int64)
 
     def decode(self, genotype: npt.ArrayLike) -> Arch:
         """Architecture of a genotype (variables,), repaired first."""
@@ -414,6 +433,30 @@ class SearchSpace:
         found: Genotypes = rows[canonical & (values != genotype[variables])]
         return found
 
+    # ---- precisions
+
+    def in_every_precision(self, genotypes: Genotypes) -> Genotypes:
+        """Every architecture of (n, arch_variables or more) once in each precision, (n * options, variables), those of one
+        architecture in a row, the first precision first. Architectures that come twice are taken once.
+
+        Without precisions to choose among, the genotypes as they are.
+        """
+        if not self.precisions:
+            return genotypes
+        archs = genotypes[:, : self.arch_variables]
+        archs = archs[np.sort(np.unique(archs, axis=0, return_index=True)[1])]
+        codes = np.tile(np.arange(self.options), len(archs))
+        return np.column_stack([np.repeat(archs, self.options, axis=0), codes])
+
+    def in_precision(self, genotypes: Genotypes, precision: str) -> Genotypes:
+        """Genotypes (n, variables) of the architectures of (n, arch_variables or more) in one of the precisions."""
+        codes = np.full(len(genotypes), self.precisions.index(precision))
+        return np.column_stack([genotypes[:, : self.arch_variables], codes])
+
+    def precision_of(self, genotype: Genotypes) -> str | None:
+        """The precision that a genotype (variables,) asks for; None where the target decides."""
+        return self.precisions[genotype[-1]] if self.precisions else None
+
     # ---- chance
 
     def sample(self, n: int, rng: np.random.Generator, *, balanced: bool = True) -> Genotypes:
@@ -426,7 +469,8 @@ class SearchSpace:
                 any other, and since there are so many more of them, most are deep. (Drawing every variable uniformly, as
                 NAT does, is neither: two codes of a genotype with a gap may mean the same network.)
         """
-        first = np.r_[self.lower[:FIRST_SLOT], np.ones(len(self.slots), dtype=np.int64)]
+        first = self.lower.copy()
+        first[FIRST_SLOT : self.arch_variables] = 1
         genotypes = rng.integers(first, self.upper, (n, self.variables), endpoint=True)
         for number, part in self.elastic:
             stage = self.stages[number]
