@@ -48,7 +48,7 @@ class Runtime(Protocol):
         dynamic_size: bool,
         calibration: Sequence[torch.Tensor] | None = None,
     ) -> None:
-        """Writes a module as a file of this runtime."""
+        """Writes a module as a file of this runtime; int8 learns its ranges from `calibration`, of CALIBRATION_IMAGES images."""
 
     def companions(self, path: Path) -> tuple[Path, ...]:
         """Further files that belong to one that `convert` wrote and travel with it."""
@@ -62,6 +62,11 @@ class Runtime(Protocol):
     def placement(self, session: Any) -> list[tuple[str, str, int]]:
         """Operator type, where or how it runs, and how often it occurs; sorted."""
 
+
+CALIBRATION_IMAGES = 128
+"""How many training images int8 ranges are to be taken from, resized and scaled as for evaluation, not augmented.
+
+Never from the images that a file is judged by: those of validation and test."""
 
 RUNTIMES: Mapping[str, Runtime] = {module.NAME: module for module in (ort, ov, tflite, trt)}
 

@@ -352,19 +352,26 @@ class _Search:
             if not new:
                 return chosen
             self.store.add_seconds(take())
-            archive.judged(np.array(new), [ranking_error(self._verdict(archive.genotypes[row])) for row in new])
+            archive.judged(np.array(new), [ranking_error(each) for each in self._verdicts(archive.genotypes[new])])
             self.store.add_seconds({FILES: sum(take().values())})
             judged.update(new)
 
     def _quantised(self, genotype: Genotypes) -> bool:
         return self.problem.space.precision_of(genotype) not in (None, NATIVE)
 
-    def _verdict(self, genotype: Genotypes) -> Evaluation:
-        """The latest of a network, in its precision."""
-        arch, precision = self.problem.space.decode(genotype), self.problem.space.precision_of(genotype)
-        if precision is None or not self._quantised(genotype):
-            return self._evaluation(arch)
-        return self._loss.verdicts([arch], precision, self.budget.nat.rounds)[0]
+    def _verdicts(self, genotypes: Genotypes) -> list[Evaluation]:
+        """The latest of networks (n, variables), each in its precision; those of files are all of the last round's weights."""
+        space = self.problem.space
+        archs = space.decode_all(genotypes)
+        found: dict[tuple[Arch, str | None], Evaluation] = {}
+        for precision in dict.fromkeys(map(space.precision_of, genotypes)):
+            own = [arch for arch, genotype in zip(archs, genotypes, strict=True) if space.precision_of(genotype) == precision]
+            if precision is None or precision == NATIVE:
+                verdicts = [self._evaluation(arch) for arch in own]
+            else:
+                verdicts = self._loss.verdicts(own, precision, self.budget.nat.rounds)
+            found |= {(arch, precision): each for arch, each in zip(own, verdicts, strict=True)}
+        return [found[arch, space.precision_of(genotype)] for arch, genotype in zip(archs, genotypes, strict=True)]
 
     def _total_steps(self, last: Lesson) -> int:
         """Of the whole training; what the minutes leave for the last stretch is decided once, and stored."""
@@ -426,7 +433,7 @@ class _Search:
             arch=str(arch),
             id=arch.id if precision in (None, NATIVE) else f"{arch.id}-{precision}",
             role=role,
-            validation_accuracy=self._verdict(genotype).accuracy,
+            validation_accuracy=self._verdicts(genotype[None])[0].accuracy,
             test_accuracy=None,
             predicted_ms=predicted[LATENCY],
             measured_p50_ms=None,

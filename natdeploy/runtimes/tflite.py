@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NAME = "tflite"
 SUFFIX = ".tflite"
 REQUIREMENT = "ai-edge-litert"
-PRECISIONS: tuple[str, ...] = ("fp32", "int8")
+PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "int8")
 DELEGATES: tuple[str, ...] = ("xnnpack", "reference")
 LIBRARIES = ("ai_edge_litert", "tflite_runtime")
 """Best first. `tflite_runtime` ends at 2.14 and numpy 1; old devices have nothing else."""
@@ -77,12 +77,13 @@ def convert(
         module: takes and gives one tensor; exported in evaluation mode, left in the mode it was in.
         example: an input, (1, channels, height, width) or (1, features). The batch size stays 1.
         path: of the file to write.
-        precision: int8 has 8-bit weights, a scale a channel, and 8-bit activations; input and output stay float32.
+        precision: fp16 has float16 weights, and computes in float32; int8 has 8-bit weights, a scale a channel, and 8-bit
+            activations; input and output stay float32.
         dynamic_size: height and width may differ from the example's.
         calibration: inputs that int8 ranges are taken from; the example alone when None.
 
     Raises:
-        ImportError: the module needs litert-torch, or int8 ai-edge-quantizer, and there is none.
+        ImportError: the module needs litert-torch, or the precision ai-edge-quantizer, and there is none.
     """
     import copy
 
@@ -93,7 +94,9 @@ def convert(
         content = write(frozen, example, dynamic_size)
     except UnknownModuleError:
         content = _translate(frozen, example, dynamic_size)
-    if precision == "int8":
+    if precision == "fp16":
+        content = _halve(content)
+    elif precision == "int8":
         content = _quantise(content, [example] if calibration is None else calibration)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -112,6 +115,25 @@ def _translate(module: torch.nn.Module, example: torch.Tensor, dynamic_size: boo
     litert_torch.config.show_progress = False
     converted: Any = litert_torch.convert(module, (example,), dynamic_shapes=sizes)
     return bytes(converted.model_content())
+
+
+def _halve(content: bytes) -> bytes:
+    """A file whose weights are float16, and made float32 where they are used; XNNPACK does so once, when it is loaded."""
+    import contextlib
+    import io
+
+    from ai_edge_quantizer import qtyping, quantizer
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+    halves = qtyping.OpQuantizationConfig(
+        weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
+        compute_precision=qtyping.ComputePrecision.FLOAT,
+    )
+    halver = quantizer.Quantizer(content)
+    halver.update_quantization_recipe(".*", qtyping.TFLOperationName.ALL_SUPPORTED, halves, AlgorithmName.FLOAT_CASTING)
+    with contextlib.redirect_stderr(io.StringIO()):  # it draws a progress bar even so
+        halved: Any = halver.quantize(enable_progress_bar=False, enable_progress_report=False)
+    return bytes(halved.quantized_model)
 
 
 def _quantise(content: bytes, calibration: Sequence[torch.Tensor]) -> bytes:

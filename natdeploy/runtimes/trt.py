@@ -129,7 +129,7 @@ def convert(
         ort.convert(module, example, written, dynamic_size=dynamic_size)
         _join_copies(written)
         if precision == "fp16":
-            written = _halve(written)
+            ort.halve(written)
         elif precision == "int8":
             written = _quantize(written, [{ort.INPUT: each.cpu().numpy()} for each in calibration or (example,)])
         written.replace(path)
@@ -148,19 +148,6 @@ def _join_copies(path: Path) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.save(model, path)
-
-
-def _halve(path: Path) -> Path:
-    """The file in float16, beside it."""
-    import onnx
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-    from onnxruntime.transformers.onnx_model import OnnxModel
-
-    halved = path.with_name("fp16.onnx")
-    model = convert_float_to_float16(onnx.load(path), keep_io_types=True)
-    OnnxModel.graph_topological_sort(model.graph)  # it appends the input's cast at the end
-    onnx.save(model, halved)
-    return halved
 
 
 def _quantize(path: Path, samples: Sequence[dict[str, np.ndarray[Any, Any]]]) -> Path:

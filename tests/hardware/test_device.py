@@ -222,7 +222,7 @@ def test_no_threads_at_all_is_refused() -> None:
         (('["onnxruntime"]', '["onnxruntime", "onnxruntime"]'), "'runtimes': onnxruntime is there twice"),
         (("threads = 2", "threads ="), "no TOML"),
         (("threads = 2", "threads = 2\nprecisions = { tflite = ['fp32'] }"), "names tflite, which is not among"),
-        (("threads = 2", "threads = 2\nprecisions = { onnxruntime = ['fp8'] }"), "onnxruntime has fp32, int8 and no fp8"),
+        (("threads = 2", "threads = 2\nprecisions = { onnxruntime = ['fp8'] }"), "onnxruntime has fp32, fp16, int8 and no fp8"),
         (("threads = 2", "threads = 2\naddresses = ['a']"), "a local device has no addresses"),
         (("threads = 2", "threads = 2\ncores = [4]"), "more threads than cores"),
         (("threads = 2", "threads = 2\ncores = [-1, 2]"), "'cores.0'"),

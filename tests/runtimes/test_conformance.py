@@ -151,6 +151,15 @@ def test_other_precisions_come_near(files: Files) -> None:
         assert 1e-5 < error <= ROUGH_LIMITS[precision], precision
 
 
+def test_an_fp16_file_is_half_as_large_and_quietly_made(files: Files, capfd: pytest.CaptureFixture[str]) -> None:
+    sizes = {}
+    for precision in ("fp32", "fp16"):
+        path = files.path("mbv2", precision)
+        sizes[precision] = sum(each.stat().st_size for each in (path, *files.runtime.companions(path)))
+    assert 0.5 < sizes["fp16"] / sizes["fp32"] < 0.6
+    assert "%" not in "".join(capfd.readouterr())  # no progress bar
+
+
 def test_the_first_precision_is_fp32_and_all_have_a_limit(files: Files) -> None:
     assert files.runtime.PRECISIONS[0] == "fp32"
     assert set(files.runtime.PRECISIONS[1:]) <= set(ROUGH_LIMITS)
