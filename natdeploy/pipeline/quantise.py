@@ -19,9 +19,9 @@ import numpy as np
 from natdeploy.hardware.device import Target
 from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.pipeline.correct import fit_line
-from natdeploy.pipeline.evaluate import Evaluator, ranking_error
+from natdeploy.pipeline.evaluate import ranking_error
 from natdeploy.progress import Progress
-from natdeploy.search import by_precision
+from natdeploy.search import Evaluate, by_precision
 from natdeploy.search.objectives import CheapObjective, Floats
 from natdeploy.space import Arch, Genotypes, SearchSpace, cost
 from natdeploy.stopwatch import timed
@@ -89,7 +89,7 @@ class PrecisionLoss:
     space: SearchSpace
     targets: Mapping[str, Target]
     network: Callable[[Arch], Subnet]
-    evaluate: Evaluator
+    evaluate: Evaluate
     task: Classification
     store: RunStore
     progress: Progress
