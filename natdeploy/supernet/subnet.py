@@ -63,13 +63,14 @@ def _conv_norm(
     padding: Padding = "symmetric",
     norm_eps: float,
     groups: int = 1,
+    dilation: int = 1,
     activation: Activation | None,
 ) -> nn.Sequential:
-    before, after = pads(size, kernel, stride, padding)
+    before, after = pads(size, dilation * (kernel - 1) + 1, stride, padding)
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     if before != after:
         parts["pad"], before = nn.ZeroPad2d((before, after, before, after)), 0
-    parts["conv"] = nn.Conv2d(in_channels, out_channels, kernel, stride, before, groups=groups, bias=False)
+    parts["conv"] = nn.Conv2d(in_channels, out_channels, kernel, stride, before, dilation, groups, bias=False)
     parts["norm"] = nn.BatchNorm2d(out_channels, eps=norm_eps)
     if activation is not None:
         parts["act"] = _ACTIVATIONS[activation]()
@@ -107,6 +108,7 @@ class MBConv(nn.Module):
             padding=padding,
             norm_eps=norm_eps,
             groups=mid,
+            dilation=block.dilation,
             activation=activation,
         )
         self.squeeze = SqueezeExcite(mid, block.squeeze) if block.squeeze else None
