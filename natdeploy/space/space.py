@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
+from math import prod
 from operator import mul
 
 import numpy as np
@@ -292,6 +293,11 @@ class SearchSpace:
         """Channels that enter the classifier."""
         return self.mix_out(width) or self.head_out(width)
 
+    @property
+    def total_stride(self) -> int:
+        """By how much stem and stages make the image smaller where no output stride is set."""
+        return self.stem_stride * prod(stage.stride for stage in self.stages)
+
     @cached_property
     def strides(self) -> tuple[tuple[int, int, int], ...]:
         """Of every stage: stride and dilation of its first layer, dilation of the others.
@@ -338,11 +344,15 @@ class SearchSpace:
                     )
 
     def blocks(self, arch: Arch, classes: int) -> tuple[Block, ...]:
-        """The blocks of an architecture, in the order data flows."""
+        """The blocks of an architecture that classifies, in the order data flows."""
+        return (*self.backbone(arch), *self._tail(arch.resolution, arch.width, classes))
+
+    def backbone(self, arch: Arch) -> tuple[Block, ...]:
+        """Those of stem and stages."""
         result = [self._stem(arch.resolution, arch.width)]
         for number, layers in enumerate(arch.stages):
             result += [self.layer_block(number, place, layer, arch.resolution, arch.width) for place, layer in enumerate(layers)]
-        return (*result, *self._tail(arch.resolution, arch.width, classes))
+        return tuple(result)
 
     def fixed_blocks(self, resolution: int, width: float, classes: int) -> tuple[Block, ...]:
         """The blocks that every architecture of one resolution and width shares: stem, stages without choice, and all behind."""
