@@ -30,18 +30,21 @@ _LINEAR = frozenset({"mix", "classifier"})
 _DEFAULT_ACTIVATION = "relu6"
 _KEY = re.compile(
     rf"(?P<kind>{'|'.join(KINDS)})-(\d+)x(\d+)-m(\d+)-o(\d+)-k(\d+)-s(\d+)"
-    rf"(?:-se(?P<squeeze>\d+))?(?:-(?P<activation>{'|'.join(ACTIVATIONS)}))?(?P<plain>-plain)?(?P<bias>-bias)?"
+    rf"(?:-d(?P<dilation>\d+))?(?:-se(?P<squeeze>\d+))?(?:-(?P<activation>{'|'.join(ACTIVATIONS)}))?(?P<plain>-plain)?(?P<bias>-bias)?"
 )
 
 
 def block_key(block: Block) -> str:
     """`mbconv-112x16-m96-o24-k3-s2`: kind, size x input channels, mid and output channels, kernel, stride.
 
-    What MobileNetV2 does not have follows, in this order: `-se24` squeeze-and-excitation with so many hidden channels, an
-    activation other than relu6, `-plain` an mbconv without residual although its shape allows one, `-bias` a mix with one.
+    What MobileNetV2 does not have follows, in this order: `-d2` a dilated kernel, `-se24` squeeze-and-excitation with so many
+    hidden channels, an activation other than relu6, `-plain` an mbconv without residual although its shape allows one, `-bias` a
+    mix with one.
     """
     b = block
     parts = [f"{b.kind}-{b.size}x{b.in_channels}-m{b.mid_channels}-o{b.out_channels}-k{b.kernel}-s{b.stride}"]
+    if b.dilation != 1:
+        parts.append(f"d{b.dilation}")
     if b.squeeze:
         parts.append(f"se{b.squeeze}")
     if b.activation != _DEFAULT_ACTIVATION:
@@ -75,6 +78,7 @@ def parse_block(key: str) -> Block:
         activation=next(each for each in ACTIVATIONS if each == (match["activation"] or _DEFAULT_ACTIVATION)),
         squeeze=int(match["squeeze"] or 0),
         bias=kind == "classifier" or match["bias"] is not None,
+        dilation=int(match["dilation"] or 1),
     )
     block = replace(block, residual=_may_be_residual(block) and match["plain"] is None)
     if block_key(block) != key:
@@ -91,8 +95,10 @@ def input_shape(block: Block) -> tuple[int, ...]:
     return (1, block.in_channels) if block.kind in _LINEAR else (1, block.in_channels, block.size, block.size)
 
 
-Depthwise = tuple[int, int]
-"""Kernel and stride of a depthwise convolution. Each pair is a column of its own: kernels differ in kind, not in amount."""
+Depthwise = tuple[int, int] | tuple[int, int, int]
+"""Kernel, stride and, where it is not 1, dilation of a depthwise convolution. Each has a column of its own: kernels differ in kind,
+not in amount.
+"""
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ class Parts:
 def parts_of(blocks: Sequence[Block]) -> Parts:
     """What occurs among blocks."""
     return Parts(
-        depthwise=tuple(sorted({(block.kernel, block.stride) for block in blocks if block.kind == "mbconv"})),
+        depthwise=tuple(sorted({depthwise_of(block) for block in blocks if block.kind == "mbconv"})),
         squeeze=any(block.squeeze for block in blocks),
         hswish=any(block.activation == "hswish" for block in blocks),
     )
@@ -124,8 +130,17 @@ def parts_of(blocks: Sequence[Block]) -> Parts:
 def work_names(parts: Parts) -> tuple[str, ...]:
     """Names of the columns of `work`."""
     units = ("macs", "tiles") if parts.tile > 1 else ("macs",)
-    depthwise = (f"depthwise k{kernel} s{stride} {unit}" for kernel, stride in parts.depthwise for unit in units)
+    depthwise = (f"{_depthwise_name(each)} {unit}" for each in parts.depthwise for unit in units)
     return (*_WORK, *(_SQUEEZE if parts.squeeze else ()), *(_HSWISH if parts.hswish else ()), *depthwise)
+
+
+def depthwise_of(block: Block) -> Depthwise:
+    """Of an mbconv; of other blocks the same of their own convolution."""
+    return (block.kernel, block.stride) if block.dilation == 1 else (block.kernel, block.stride, block.dilation)
+
+
+def _depthwise_name(depthwise: Depthwise) -> str:
+    return " ".join(["depthwise", *(f"{letter}{number}" for letter, number in zip("ksd", depthwise, strict=False))])
 
 
 _WORK = (
@@ -173,10 +188,11 @@ def work(blocks: Sequence[Block], parts: Parts) -> Floats:
                 activated += b.size**2 * mid
                 row[column["expand macs"]] = b.size**2 * inputs * mid
                 row[column["expand weights"]] = inputs * mid
-            if (b.kernel, b.stride) in parts.depthwise:
-                row[column[f"depthwise k{b.kernel} s{b.stride} macs"]] = positions * b.kernel**2 * mid
+            if (depthwise := depthwise_of(b)) in parts.depthwise:
+                name = _depthwise_name(depthwise)
+                row[column[f"{name} macs"]] = positions * b.kernel**2 * mid
                 if parts.tile > 1:
-                    row[column[f"depthwise k{b.kernel} s{b.stride} tiles"]] = -(-positions // parts.tile) * b.mid_channels
+                    row[column[f"{name} tiles"]] = -(-positions // parts.tile) * b.mid_channels
             row[column["depthwise rows"]] = b.out_size * mid
             row[column["depthwise row taps"]] = b.out_size * b.kernel * mid
             row[column["project macs"]] = positions * mid * outputs

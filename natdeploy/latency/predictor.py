@@ -22,7 +22,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from natdeploy.errors import DamagedFileError, UsageError
 from natdeploy.files import write_atomic
-from natdeploy.latency.blocks import TILES, Floats, Parts, amounts, parts_of
+from natdeploy.latency.blocks import TILES, Floats, Parts, amounts, depthwise_of, parts_of
 from natdeploy.latency.regression import LEAST, SMALLEST_MS, Regression, RegressionState, count_parts
 from natdeploy.latency.table import BlockRow, Provenance, Role, Table
 from natdeploy.space import Arch, Block, BlockSum, Genotypes, SearchSpace
@@ -283,16 +283,17 @@ _ROLES: tuple[Role, ...] = ("fit", "test")
 _FORMAT: Literal["natdeploy latency predictor 4"] = "natdeploy latency predictor 4"
 
 _Range = tuple[int, int]
+_Convolution = tuple[str, int, int] | tuple[str, int, int, int]
 
 
 class _Ranges(BaseModel):
-    """What was measured: kinds with kernel and stride, kinds with activation and whether there is squeeze-and-excitation, and for
-    each kind of block the smallest and largest of its numbers.
+    """What was measured: kinds with kernel, stride and any dilation, kinds with activation and whether there is
+    squeeze-and-excitation, and for each kind of block the smallest and largest of its numbers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    convolutions: frozenset[tuple[str, int, int]]
+    convolutions: frozenset[_Convolution]
     styles: frozenset[tuple[str, str, bool]]
     limits: dict[str, tuple[_Range, _Range, _Range, _Range]]
 
@@ -314,8 +315,8 @@ class _Ranges(BaseModel):
         return all(low <= number <= high for number, (low, high) in zip(_numbers(block), self.limits[block.kind], strict=True))
 
 
-def _convolution(block: Block) -> tuple[str, int, int]:
-    return block.kind, block.kernel, block.stride
+def _convolution(block: Block) -> _Convolution:
+    return block.kind, *depthwise_of(block)
 
 
 def _style(block: Block) -> tuple[str, str, bool]:

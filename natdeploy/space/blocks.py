@@ -30,6 +30,7 @@ class Block:
         squeeze: hidden channels of the squeeze-and-excitation between depthwise and project; 0 without one.
         residual: whether the input is added to the output.
         bias: of the linear layer.
+        dilation: step between the taps of the depthwise kernel; above 1 where a dense task keeps a feature map large.
     """
 
     kind: Kind
@@ -43,6 +44,7 @@ class Block:
     squeeze: int = 0
     residual: bool = False
     bias: bool = False
+    dilation: int = 1
 
     @property
     def out_size(self) -> int:

@@ -48,7 +48,7 @@ def load_space(path: Path) -> SearchSpace:
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UsageError(f"space file {path}: it needs a table [[stages]] for each stage")
     stages = tuple(_build(Stage, table, f"space file {path}, stage {number}") for number, table in enumerate(tables))
-    space = _build(SearchSpace, values, f"space file {path}", stages=stages, precisions=())
+    space = _build(SearchSpace, values, f"space file {path}", stages=stages, precisions=(), output_stride=None)
     for number, stage in enumerate(space.stages):
         for width in space.widths:
             for place in range(min(2, stage.max_depth)):
@@ -63,8 +63,8 @@ def load_space(path: Path) -> SearchSpace:
     return space
 
 
-_NOT_KEYS = ("stages", "precisions")
-"""Fields that are no keys of a space's file: the one has tables of its own, the other belongs to a search."""
+_NOT_KEYS = ("stages", "precisions", "output_stride")
+"""Fields that are no keys of a space's file: the first has tables of its own, the others belong to a search and to a task."""
 
 
 def space_toml(space: SearchSpace) -> str:

@@ -12,7 +12,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from math import prod
+from operator import mul
 
 import numpy as np
 import numpy.typing as npt
@@ -151,6 +153,8 @@ class SearchSpace:
         mix_bias: whether that layer has a bias.
         first_residual: whether the first layer of a stage adds its input where the shapes allow it.
         precisions: that a search chooses among, a variable beside the architecture's own; none where the target decides.
+        output_stride: at most by this much the stages make the image smaller; from there on they dilate their kernels instead
+            (`strides`). A dense task sets it; None where every stage takes its own stride.
     """
 
     name: str
@@ -167,6 +171,7 @@ class SearchSpace:
     mix_bias: bool = False
     first_residual: bool = True
     precisions: tuple[str, ...] = ()
+    output_stride: int | None = None
 
     def __post_init__(self) -> None:
         _require(_NAME.fullmatch(self.name) is not None, "name", self.name, "must be lower-case letters, digits and _")
@@ -176,6 +181,12 @@ class SearchSpace:
         _require(self.mix_channels >= 0, "mix_channels", self.mix_channels, "must not be negative")
         _require(len(self.stages) > 0, "stages", list(self.stages), "must not be empty")
         _require_activation(self, "stem_activation", "head_activation")
+        if self.output_stride is not None:
+            possible = sorted(
+                {self.stem_stride, *accumulate((stage.stride for stage in self.stages), mul, initial=self.stem_stride)}
+            )
+            rule = f"must be one of {', '.join(map(str, possible))}, where a stage of space {self.name} ends"
+            _require(self.output_stride in possible, "output_stride", self.output_stride, rule)
 
     # ---- shape
 
@@ -282,11 +293,32 @@ class SearchSpace:
         """Channels that enter the classifier."""
         return self.mix_out(width) or self.head_out(width)
 
+    @property
+    def total_stride(self) -> int:
+        """By how much stem and stages make the image smaller where no output stride is set."""
+        return self.stem_stride * prod(stage.stride for stage in self.stages)
+
+    @cached_property
+    def strides(self) -> tuple[tuple[int, int, int], ...]:
+        """Of every stage: stride and dilation of its first layer, dilation of the others.
+
+        DeepLab's rule (arXiv 1706.05587; TensorFlow's slim): once the output stride is reached, a stage's stride becomes 1 and the
+        kernels of all layers behind the one that had it are dilated by as much more, so that they see what they saw before.
+        """
+        result, reached, dilation = [], self.stem_stride, 1
+        for stage in self.stages:
+            first, stride = dilation, stage.stride
+            if self.output_stride is not None and reached * stride > self.output_stride:
+                stride, dilation = 1, dilation * stride
+            reached *= stride
+            result.append((stride, first, dilation))
+        return tuple(result)
+
     def stage_size(self, stage: int, resolution: int) -> int:
         """Side of the feature map that enters a stage, px."""
         size = -(-resolution // self.stem_stride)
-        for before in self.stages[:stage]:
-            size = -(-size // before.stride)
+        for stride, _, _ in self.strides[:stage]:
+            size = -(-size // stride)
         return size
 
     # ---- architectures
@@ -312,11 +344,15 @@ class SearchSpace:
                     )
 
     def blocks(self, arch: Arch, classes: int) -> tuple[Block, ...]:
-        """The blocks of an architecture, in the order data flows."""
+        """The blocks of an architecture that classifies, in the order data flows."""
+        return (*self.backbone(arch), *self._tail(arch.resolution, arch.width, classes))
+
+    def backbone(self, arch: Arch) -> tuple[Block, ...]:
+        """Those of stem and stages."""
         result = [self._stem(arch.resolution, arch.width)]
         for number, layers in enumerate(arch.stages):
             result += [self.layer_block(number, place, layer, arch.resolution, arch.width) for place, layer in enumerate(layers)]
-        return (*result, *self._tail(arch.resolution, arch.width, classes))
+        return tuple(result)
 
     def fixed_blocks(self, resolution: int, width: float, classes: int) -> tuple[Block, ...]:
         """The blocks that every architecture of one resolution and width shares: stem, stages without choice, and all behind."""
@@ -341,9 +377,9 @@ class SearchSpace:
         """The block of a layer at a place of stage `number`."""
         stage = self.stages[number]
         before, out = self.stage_in(number, width), self.stage_out(number, width)
-        size, stride = self.stage_size(number, resolution), stage.stride
+        size, (stride, dilation, following) = self.stage_size(number, resolution), self.strides[number]
         if place > 0:
-            before, size, stride = out, -(-size // stage.stride), 1
+            before, size, stride, dilation = out, -(-size // stride), 1, following
         mid = mid_channels(before, layer.expansion)
         return Block(
             kind="mbconv",
@@ -355,7 +391,9 @@ class SearchSpace:
             stride=stride,
             activation=stage.activation,
             squeeze=squeeze_channels(mid) if stage.squeeze else 0,
-            residual=stride == 1 and before == out and (place > 0 or self.first_residual),
+            # Where a stride was taken away no shortcut appears: the weights are those of a layer that had none.
+            residual=(place > 0 or (stage.stride == 1 and self.first_residual)) and before == out,
+            dilation=dilation if layer.kernel > 1 else 1,
         )
 
     def _tail(self, resolution: int, width: float, classes: int) -> tuple[Block, ...]:

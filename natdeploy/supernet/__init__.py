@@ -2,6 +2,7 @@
 
 from natdeploy.supernet.calibrate import calibrate
 from natdeploy.supernet.detect import InputConvention, choose_input
+from natdeploy.supernet.heads import HEAD_KINDS, HeadSpec, build_head
 from natdeploy.supernet.layers import Padding
 from natdeploy.supernet.network import Supernet
 from natdeploy.supernet.remap import RemapReport, RemapRules, remap
@@ -10,6 +11,8 @@ from natdeploy.supernet.subnet import Subnet, build_block
 from natdeploy.supernet.weights import Seed, load_supernet, read_seed, restore, save_supernet, supernet_of, write_seed
 
 __all__ = [
+    "HEAD_KINDS",
+    "HeadSpec",
     "InputConvention",
     "Padding",
     "RemapReport",
@@ -18,6 +21,7 @@ __all__ = [
     "Subnet",
     "Supernet",
     "build_block",
+    "build_head",
     "calibrate",
     "choose_input",
     "load_supernet",

@@ -30,6 +30,8 @@ NORM_EPS = 1e-5
 def pads(size: int, kernel: int, stride: int, padding: Padding) -> tuple[int, int]:
     """Zeros before and after each axis of a square input of `size` px; the output has ceil(size / stride) px.
 
+    `kernel` is what a kernel spans: of k taps, dilated by d, d * (k - 1) + 1.
+
     TensorFlow's "SAME" puts the odd pixel behind, so an even input is padded (0, 1) by a 3x3 convolution of stride 2. Seeds trained
     there see their feature maps shifted by a pixel a stage when padded (1, 1). At stride 1 the two agree.
     """
@@ -133,6 +135,7 @@ class ElasticConv(nn.Module):
         padding: convention at stride 2.
         norm_eps: added to the variance of batch normalisation.
         depthwise: one filter a channel.
+        dilation: step between the taps of the kernel.
         activation: what follows; nothing if None.
         transformed: smaller kernels, each a learned map of the centre of the next larger one (once-for-all's kernel
             transformation), the identity at first.
@@ -148,6 +151,7 @@ class ElasticConv(nn.Module):
         padding: Padding = "symmetric",
         norm_eps: float = NORM_EPS,
         depthwise: bool = False,
+        dilation: int = 1,
         activation: Activation | None = "relu6",
         transformed: Sequence[int] = (),
     ) -> None:
@@ -157,6 +161,7 @@ class ElasticConv(nn.Module):
         self.transformed = tuple(sorted(transformed, reverse=True))
         self.transforms = nn.ParameterDict({str(side): nn.Parameter(torch.eye(side * side)) for side in self.transformed})
         self.stride, self.padding, self.depthwise, self.activation = stride, padding, depthwise, activation
+        self.dilation = dilation
 
     def weight(self, channels: int, in_channels: int, kernel: int) -> Tensor:
         """The filters of a smaller layer, (channels, in_channels of a filter, kernel, kernel)."""
@@ -168,7 +173,10 @@ class ElasticConv(nn.Module):
         return crop(weight, (channels, in_channels, kernel, kernel))
 
     def forward(self, x: Tensor, channels: int, kernel: int) -> Tensor:
-        """x (n, c, s, s) -> (n, channels, ceil(s / stride), ceil(s / stride)); c is the number of input channels that exist."""
+        """x (n, c, s, s) -> (n, channels, ceil(s / stride), ceil(s / stride)); c is the number of input channels that exist.
+
+        Height and width may differ where both are even or both are odd, or padding is symmetric.
+        """
         groups = channels if self.depthwise else 1
         weight = self.weight(channels, x.shape[1] // groups, kernel)
         x = self._normalise(self._convolve(x, weight, groups), channels)
@@ -180,12 +188,14 @@ class ElasticConv(nn.Module):
             if kernel == 1 and groups == 1:
                 # In channels_last this is one matrix product; its gradients are up to twice as fast as those of the convolution.
                 return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
-            if kernel > 3 and self.depthwise and x.shape[-1] >= kernel // 2 - 1:  # no strip leaves out more columns than there are
+            if (
+                kernel > 3 and self.depthwise and self.dilation == 1 and x.shape[-1] >= kernel // 2 - 1
+            ):  # no strip leaves out more columns than there are
                 return cast(Tensor, _WideDepthwise.apply(x, weight.to(x.dtype)))
-        before, after = pads(x.shape[-1], kernel, self.stride, self.padding)
+        before, after = pads(x.shape[-1], self.dilation * (kernel - 1) + 1, self.stride, self.padding)
         if before != after:
             x, before = F.pad(x, (before, after, before, after)), 0
-        return F.conv2d(x, weight, None, self.stride, before, 1, groups)
+        return F.conv2d(x, weight, None, self.stride, before, self.dilation, groups)
 
     def _normalise(self, x: Tensor, channels: int) -> Tensor:
         scale, shift = self.norm.weight[:channels], self.norm.bias[:channels]
@@ -244,6 +254,7 @@ class ElasticMBConv(nn.Module):
             padding=padding,
             norm_eps=norm_eps,
             depthwise=True,
+            dilation=block.dilation,
             activation=block.activation,
             transformed=transformed,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from natdeploy.space import Arch, Block, Layer, SearchSpace
+from natdeploy.supernet.heads import HeadSpec, build_head, upsample
 from natdeploy.supernet.layers import NORM_EPS, ElasticConv, ElasticMBConv, Padding, activate
 from natdeploy.supernet.subnet import Subnet, cropped_block
 
@@ -39,6 +41,7 @@ class Supernet(nn.Module):
         padding: convention of the convolutions of stride 2.
         norm_eps: added to the variance of batch normalisation.
         kernel_transforms: smaller kernels are learned maps of larger ones, as in once-for-all, instead of their centres.
+        head: for dense tasks; every architecture has it as it is.
         generator: source of chance for the initial weights; the same ones every time without it.
     """
 
@@ -51,6 +54,7 @@ class Supernet(nn.Module):
         padding: Padding = "symmetric",
         norm_eps: float = NORM_EPS,
         kernel_transforms: bool = False,
+        head: HeadSpec | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -58,7 +62,7 @@ class Supernet(nn.Module):
         self.classes, self.width, self.padding, self.norm_eps = classes, width, padding, norm_eps
         # Built without memory first: torch's own initialisation would draw from the global generator.
         with torch.device("meta"):
-            channels, head = space.stem_out(width), space.head_out(width)
+            channels = space.stem_out(width)
             self.stem = ElasticConv(
                 3, channels, 3, space.stem_stride, padding=padding, norm_eps=norm_eps, activation=space.stem_activation
             )
@@ -74,52 +78,55 @@ class Supernet(nn.Module):
                         ElasticMBConv(block, padding=padding, norm_eps=norm_eps, transformed=transformed) for block in blocks
                     )
                 )
-            inputs = space.stage_out(len(space.stages) - 1, width)
-            self.head = ElasticConv(inputs, head, norm_eps=norm_eps, activation=space.head_activation)
-            self.mix = None
-            if space.mix_channels:
-                self.mix = nn.Sequential(OrderedDict(linear=nn.Linear(head, space.mix_out(width), bias=space.mix_bias)))
-            self.classifier = nn.Linear(space.features(width), classes)
+            self._build_head(head)
         self.to_empty(device="cpu")
-        self._initialise(generator or torch.Generator().manual_seed(0))
+        _initialise(self, generator or torch.Generator().manual_seed(0))
 
-    def _initialise(self, generator: torch.Generator) -> None:
-        """As torchvision's MobileNetV2: convolutions by He et al. (arXiv 1502.01852, fan out), the classifier from N(0, 0.01^2)."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.BatchNorm2d):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0, 0.01, generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.ParameterDict):
-                for matrix in module.values():
-                    nn.init.eye_(matrix)
+    def _build_head(self, spec: HeadSpec | None) -> None:
+        """Pooling and a linear layer without a specification of another one."""
+        space, width = self.space, self.width
+        self.dense = spec
+        self.head: ElasticConv | None = None
+        self.mix: nn.Sequential | None = None
+        self.classifier: nn.Module
+        if spec is not None:
+            self.classifier = build_head(spec, space, width, self.classes)
+            return
+        inputs, channels = space.stage_out(len(space.stages) - 1, width), space.head_out(width)
+        self.head = ElasticConv(inputs, channels, norm_eps=self.norm_eps, activation=space.head_activation)
+        if space.mix_channels:
+            self.mix = nn.Sequential(OrderedDict(linear=nn.Linear(channels, space.mix_out(width), bias=space.mix_bias)))
+        self.classifier = nn.Linear(space.features(width), self.classes)
 
     def reset_classifier(self, classes: int, generator: torch.Generator) -> None:
-        """Replaces the classifier by a fresh one for `classes` classes, on the device of the old one."""
-        old = self.classifier.weight
-        # Drawn on the processor, so that a seed gives the same weights on every device.
-        weight = torch.empty(classes, old.shape[1]).normal_(0, 0.01, generator=generator)
+        """Replaces the classifier, or the whole of a dense head, by a fresh one for `classes` classes, on the device of the old."""
+        old = next(self.classifier.parameters())
         with torch.device("meta"):
-            classifier = nn.Linear(old.shape[1], classes)
-        classifier.load_state_dict({"weight": weight.to(old), "bias": old.new_zeros(classes)}, assign=True)
-        self.classifier, self.classes = classifier, classes
+            classifier = (
+                nn.Linear(self.space.features(self.width), classes)
+                if self.dense is None
+                else build_head(self.dense, self.space, self.width, classes)
+            )
+        # Drawn on the processor, so that a seed gives the same weights on every device.
+        _initialise(classifier.to_empty(device="cpu"), generator)
+        self.classifier, self.classes = classifier.to(old).train(self.classifier.training), classes
 
     def forward(self, x: Tensor, arch: Arch) -> Tensor:
         """Logits (n, classes) of images x (n, 3, r, r) under an architecture; r need not be the architecture's resolution.
 
-        The memory format of x stays to the end; channels_last is the fast one on processors.
+        With a dense head logits (n, classes, h, w) of images (n, 3, h, w). The memory format of x stays to the end; channels_last
+        is the fast one on processors.
         """
+        size, features = x.shape[-2:], list[Tensor]()
         x = self.stem(x, self.stem.conv.out_channels, 3)
         for stage, layers in zip(self.stages, arch.stages, strict=True):
             assert isinstance(stage, nn.ModuleList)
             for module, layer in zip(stage, layers, strict=False):
                 x = module(x, layer)
+            if self.dense is not None:  # what nobody will read should not be held
+                features.append(x)
+        if self.head is None:
+            return upsample(self.classifier(features), size)
         x = self.head(x, self.head.conv.out_channels, 1).mean((2, 3))
         if self.mix is not None:
             x = activate(self.mix(x), self.space.head_activation)
@@ -141,7 +148,8 @@ class Supernet(nn.Module):
         def build(block: Block, padding: Padding, norm_eps: float) -> nn.Module:
             return cropped_block(block, padding, norm_eps, next(sources))
 
-        subnet = Subnet(self.space, arch, self.classes, self.padding, self.norm_eps, build=build)
+        head = None if self.dense is None else copy.deepcopy(self.classifier).eval().requires_grad_(True)
+        subnet = Subnet(self.space, arch, self.classes, self.padding, self.norm_eps, build=build, head=head)
         for module in (subnet, subnet.stages, *subnet.stages):  # blocks are built for evaluation
             module.training = False
         return subnet
@@ -151,7 +159,27 @@ class Supernet(nn.Module):
         yield self.stem
         for stage, layers in zip(self.stages, arch.stages, strict=True):
             yield from islice(cast(nn.ModuleList, stage), len(layers))
+        if self.head is None:
+            return
         yield self.head
         if self.mix is not None:
             yield self.mix
         yield self.classifier
+
+
+def _initialise(network: nn.Module, generator: torch.Generator) -> None:
+    """As torchvision's MobileNetV2: convolutions by He et al. (arXiv 1502.01852, fan out), the classifier from N(0, 0.01^2)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0, 0.01, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.ParameterDict):
+            for matrix in module.values():
+                nn.init.eye_(matrix)

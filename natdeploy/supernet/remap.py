@@ -138,7 +138,8 @@ def remap(source: Seed | Subnet, target: Supernet | Subnet, rules: RemapRules | 
     Layers go to their places in their stages; a deeper target gets more of the stage's last one, a shallower one does without the
     last. Kernels and channels follow `rules`. Whatever reads a new channel is zero, so it contributes nothing until it has learned
     to. By the default rules a target that is nowhere smaller, or a supernet at such an architecture, computes what the source
-    computes. The classifier is taken where the classes agree.
+    computes. The classifier is taken where the classes agree. A dense head has no use for pooling and classifier; what a
+    classification network computes in front of them is taken over.
 
     Args:
         source: a pretrained network, or any network of an architecture.
@@ -152,8 +153,9 @@ def remap(source: Seed | Subnet, target: Supernet | Subnet, rules: RemapRules | 
     given, taken = _net(source), _net(target)
     _check(given, taken)
     sources = {name: name for name in given.fixed() if name in taken.tensors}
-    if given.shape("classifier.weight") != taken.shape("classifier.weight"):
-        sources = {name: origin for name, origin in sources.items() if not name.startswith("classifier.")}
+    classifier = {name for name in given.tensors.keys() | taken.tensors.keys() if name.startswith("classifier.")}
+    if any(given.shape(name) != taken.shape(name) for name in classifier):
+        sources = {name: origin for name, origin in sources.items() if name not in classifier}
     for name, origin in sources.items():
         taken.tensors[name].copy_(given.tensors[origin])
 
@@ -196,6 +198,11 @@ class _Net:
     stages: tuple[tuple[Block, ...], ...]
     norm_eps: float
     tensors: Mapping[str, Tensor]
+
+    @property
+    def dense(self) -> bool:
+        """Whether its stages are followed by a dense head."""
+        return "head.conv.weight" not in self.tensors
 
     def fixed(self) -> list[str]:
         """Tensors outside the stages."""
@@ -304,7 +311,9 @@ def _check(given: _Net, taken: _Net) -> None:
             f"{given.label} has {len(given.stages)} stages, space {taken.space.name} has {len(taken.stages)}; "
             "choose the space it was read for"
         )
-    misfits = [name for name in given.fixed() if not name.startswith("classifier.") and given.shape(name) != taken.shape(name)]
+    dense = given.dense or taken.dense
+    apart = ("head.", "mix.", "classifier.") if dense else ("classifier.",)
+    misfits = [name for name in given.fixed() if not name.startswith(apart) and given.shape(name) != taken.shape(name)]
     for move in _moves(given, taken):
         theirs, ours = given.layer(move.source), taken.layer(move.target)
         misfits += [
@@ -316,7 +325,7 @@ def _check(given: _Net, taken: _Net) -> None:
         named = [f"{name} {given.shape(name)}" for name in dict.fromkeys(misfits)]
         more = f" and {len(named) - 4} more" if len(named) > 4 else ""
         raise WeightsError(f"{given.label} does not fit {taken.label}: no place for {', '.join(named[:4])}{more}")
-    for (what, there), (_, here) in zip(_frame(given), _frame(taken), strict=True):
+    for (what, there), (_, here) in zip(_frame(given, dense=dense), _frame(taken, dense=dense), strict=True):
         if there != here:
             raise WeightsError(f"{given.label} does not fit {taken.label}: {what} has {there} in the one and {here} in the other")
     if given.norm_eps != taken.norm_eps:
@@ -333,7 +342,7 @@ def _bound(leaf: str, tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape[:1]) if leaf.startswith("project.") else ()
 
 
-def _frame(net: _Net) -> Iterator[tuple[str, str]]:
+def _frame(net: _Net, *, dense: bool) -> Iterator[tuple[str, str]]:
     """What tensors do not show, by part of the network."""
     space = net.space
     yield "the stem", f"stride {space.stem_stride} and {space.stem_activation}"
@@ -342,5 +351,7 @@ def _frame(net: _Net) -> Iterator[tuple[str, str]]:
         parts = [f"stride {stage.stride}", stage.activation]
         parts += ["squeeze-and-excitation"] * stage.squeeze + ["a residual around its first layer"] * first.residual
         yield f"stage {number}", " and ".join(parts)
+    if dense:
+        return
     mix = f"a linear layer {'with' if space.mix_bias else 'without'} bias" if space.mix_channels else "no linear layer"
     yield "the head", f"{space.head_activation} and {mix} before the classifier"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from natdeploy.space import Arch, Block, SearchSpace
 from natdeploy.space.blocks import Activation
+from natdeploy.supernet.heads import upsample
 from natdeploy.supernet.layers import NORM_EPS, Padding, pads
 from natdeploy.supernet.mould import Mould
 
@@ -63,13 +64,14 @@ def _conv_norm(
     padding: Padding = "symmetric",
     norm_eps: float,
     groups: int = 1,
+    dilation: int = 1,
     activation: Activation | None,
 ) -> nn.Sequential:
-    before, after = pads(size, kernel, stride, padding)
+    before, after = pads(size, dilation * (kernel - 1) + 1, stride, padding)
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     if before != after:
         parts["pad"], before = nn.ZeroPad2d((before, after, before, after)), 0
-    parts["conv"] = nn.Conv2d(in_channels, out_channels, kernel, stride, before, groups=groups, bias=False)
+    parts["conv"] = nn.Conv2d(in_channels, out_channels, kernel, stride, before, dilation, groups, bias=False)
     parts["norm"] = nn.BatchNorm2d(out_channels, eps=norm_eps)
     if activation is not None:
         parts["act"] = _ACTIVATIONS[activation]()
@@ -107,6 +109,7 @@ class MBConv(nn.Module):
             padding=padding,
             norm_eps=norm_eps,
             groups=mid,
+            dilation=block.dilation,
             activation=activation,
         )
         self.squeeze = SqueezeExcite(mid, block.squeeze) if block.squeeze else None
@@ -146,7 +149,17 @@ def _mould_of_parity(block: Block, padding: Padding, norm_eps: float) -> Mould:
 class Subnet(nn.Module):
     """One architecture as a network: images (n, 3, r, r) -> logits (n, classes), r the architecture's resolution.
 
-    Parameters and buffers have the same names as the supernet's, so a subnet's state is the supernet's, cropped.
+    With a dense head: images (n, 3, h, w) -> logits (n, classes, h, w). Parameters and buffers have the same names as the
+    supernet's, so a subnet's state is the supernet's, cropped.
+
+    Args:
+        space: of the architecture.
+        arch: which.
+        classes: outputs of the classifier.
+        padding: convention of the convolutions of stride 2.
+        norm_eps: added to the variance of batch normalisation, a dense head's apart.
+        build: makes the blocks.
+        head: of `build_head`, for these classes; in place of pooling and a linear layer.
     """
 
     def __init__(
@@ -158,20 +171,28 @@ class Subnet(nn.Module):
         norm_eps: float = NORM_EPS,
         *,
         build: BlockBuilder = build_block,
+        head: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.space, self.arch, self.classes, self.padding, self.norm_eps = space, arch, classes, padding, norm_eps
-        modules = (build(block, padding, norm_eps) for block in space.blocks(arch, classes))
+        blocks = space.blocks(arch, classes) if head is None else space.backbone(arch)
+        modules = (build(block, padding, norm_eps) for block in blocks)
         self.stem = next(modules)
         self.stages = nn.ModuleList(nn.Sequential(*(next(modules) for _ in stage)) for stage in arch.stages)
-        self.head = next(modules)
-        self.mix = next(modules) if space.mix_channels else None
-        self.classifier = next(modules)
+        self.dense = head is not None
+        self.head = None if self.dense else next(modules)
+        self.mix = next(modules) if space.mix_channels and not self.dense else None
+        self.classifier = next(modules) if head is None else head
 
     def forward(self, x: Tensor) -> Tensor:
+        size, features = x.shape[-2:], list[Tensor]()
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
+            if self.dense:  # what nobody will read should not be held
+                features.append(x)
+        if self.head is None:
+            return upsample(self.classifier(features), size)
         x = self.head(x)
         if self.mix is not None:
             x = self.mix(x)

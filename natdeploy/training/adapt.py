@@ -129,7 +129,7 @@ class Adapter:
         self.trainer = Trainer(supernet, settings.train, total_steps, group)
         self._supernet = supernet
         self.seed = seed
-        self._batches = StepBatches(settings.train.batch_size, supernet.classifier.weight.device)
+        self._batches = StepBatches(settings.train.batch_size, next(supernet.parameters()).device)
         self._teacher: Subnet | None = None
         self._copied_at = -1
 
@@ -209,7 +209,7 @@ class Adapter:
     def _copy(self, step: int, lesson: Lesson) -> Subnet:
         """The largest architecture with the averaged weights of now, and statistics of the crops that it will see."""
         batch, resolution = self.settings.train.batch_size, lesson.largest.resolution
-        device = self._supernet.classifier.weight.device
+        device = next(self._supernet.parameters()).device
         teacher = self._extract(lesson.largest)
         steps = range(step, step + -(-self.settings.teacher_images // batch))
         calibrate(teacher, (lesson.task.train_batch(each, resolution, batch)[0].to(device) for each in steps))

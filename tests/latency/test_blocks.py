@@ -37,6 +37,7 @@ def blocks(draw: st.DrawFn) -> Block:
         squeeze=draw(st.integers(0, 100)),
         residual=kind == "mbconv" and stride == 1 and channels == out_channels and draw(st.booleans()),
         bias=kind == "classifier" or (kind == "mix" and draw(st.booleans())),
+        dilation=draw(st.sampled_from((1, 2, 4))),
     )
 
 
@@ -57,6 +58,8 @@ def test_key_is_readable() -> None:
     residual = Block("mbconv", 14, 80, 480, 80, 5, 1, "hswish", squeeze=120, residual=True)
     assert block_key(residual) == "mbconv-14x80-m480-o80-k5-s1-se120-hswish"
     assert block_key(replace(residual, residual=False)) == "mbconv-14x80-m480-o80-k5-s1-se120-hswish-plain"
+    dilated = replace(residual, dilation=2)
+    assert block_key(dilated) == "mbconv-14x80-m480-o80-k5-s1-d2-se120-hswish"
     assert block_key(Block("mix", 1, 960, 960, 1280, 1, 1, "hswish", bias=True)) == "mix-1x960-m960-o1280-k1-s1-hswish-bias"
 
 
@@ -82,6 +85,8 @@ def test_keys_of_older_tables_mean_what_they_meant() -> None:
         "mbconv-112x16-m96-o24-k3-s2-se0",
         "mbconv-112x16-m96-o24-k3-s2-hswish-se24",
         "mbconv-112x16-m96-o24-k3-s2-plain",
+        "mbconv-112x16-m96-o24-k3-s2-d1",
+        "mbconv-112x16-m96-o24-k3-s1-se24-d2",
         "mbconv-112x16-m96-o24-k3-s2-bias",
         "classifier-1x1280-m1280-o10-k1-s1-bias",
     ],

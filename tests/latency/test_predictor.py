@@ -90,6 +90,18 @@ def test_work_names_its_columns_and_puts_each_kernel_into_its_own() -> None:
     assert boundary([]).shape == cold([]).shape == (0, 2)
 
 
+def test_a_dilated_kernel_has_a_column_of_its_own() -> None:
+    dense = replace(SPACE, output_stride=SPACE.stem_stride)
+    blocks = [block for block in space_blocks(dense, CLASSES) if block.kind == "mbconv"]
+    assert {block.dilation for block in blocks} > {1}
+    parts = parts_of(blocks)
+    columns = [dict(zip(work_names(parts), row, strict=True)) for row in work(blocks, parts)]
+    for block, row in zip(blocks, columns, strict=True):
+        dilated = f" d{block.dilation}" if block.dilation > 1 else ""
+        own = {name for name, value in row.items() if name.startswith("depthwise k") and value}
+        assert own == {f"depthwise k{block.kernel} s{block.stride}{dilated} macs"}
+
+
 def test_squeeze_and_hswish_have_columns_where_they_occur() -> None:
     assert not {"squeezes", "hswish elements"} & set(work_names(parts_of(space_blocks(SPACE, CLASSES))))
     blocks = space_blocks(get_space("mbv3_large"), CLASSES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -61,10 +62,10 @@ def test_once_for_alls_own_resolutions_are_a_restriction() -> None:
     assert (space.resolutions[0], space.resolutions[-1], len(space.resolutions)) == (128, 224, 25)
 
 
-@pytest.mark.parametrize("name", SPACES)
-def test_cost_is_what_torch_computes(name: str) -> None:
+@pytest.mark.parametrize(("name", "output_stride"), [*((name, None) for name in SPACES), ("mbv2", 16), ("mbv3_large", 8)])
+def test_cost_is_what_torch_computes(name: str, output_stride: int | None) -> None:
     """Parameters of the static network, and what hooks count in its forward pass, at small and at odd resolutions."""
-    space = get_space(name)
+    space = replace(get_space(name), output_stride=output_stride)
     space = space.restrict(resolutions=(32, 44), widths=(*space.widths, 0.35))
     for arch in space.decode_all(space.sample(4, rng(1))):
         subnet = Subnet(space, arch, 7).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -165,11 +166,38 @@ def test_an_impossible_stage_is_refused(wrong: dict[str, Any], message: str) -> 
         ({"stages": ()}, "stages must not be empty"),
         ({"mix_channels": -1}, "mix_channels must not be negative"),
         ({"head_activation": "swish"}, "head_activation must be one of"),
+        ({"output_stride": 12}, "output_stride must be one of 2, 4, 8, 16, 32, where a stage of space mbv2 ends, not 12"),
+        ({"output_stride": 64}, "output_stride must be one of .*, not 64"),
     ],
 )
 def test_an_impossible_space_is_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         replace(MBV2, **wrong)
+
+
+# ---- output stride
+
+
+def test_strides_past_the_output_stride_become_dilations() -> None:
+    """TensorFlow's slim: the layer that had the stride keeps the dilation before it, those behind it get it."""
+    assert MBV2.strides == ((1, 1, 1), (2, 1, 1), (2, 1, 1), (2, 1, 1), (1, 1, 1), (2, 1, 1), (1, 1, 1))
+    assert replace(MBV2, output_stride=32).strides == MBV2.strides
+    assert replace(MBV2, output_stride=16).strides[4:] == ((1, 1, 1), (1, 1, 2), (1, 2, 2))
+    assert replace(MBV2, output_stride=8).strides[2:] == ((2, 1, 1), (1, 1, 2), (1, 2, 2), (1, 2, 4), (1, 4, 4))
+
+
+@given(spaces, seeds, st.data())
+@fast
+def test_an_output_stride_changes_neither_weights_nor_shortcuts(space: SearchSpace, seed: int, data: st.DataObject) -> None:
+    whole = space.stem_stride * prod(stage.stride for stage in space.stages)
+    reached = data.draw(st.sampled_from([2**power for power in range(6) if space.stem_stride <= 2**power <= whole]))
+    dense = replace(space, output_stride=reached)
+    arch = space.decode(space.sample(1, rng(seed))[0])
+    assert dense.stage_size(len(space.stages), 32 * arch.resolution) == 32 * arch.resolution // reached
+    for block, other in zip(space.blocks(arch, 5), dense.blocks(arch, 5), strict=True):
+        assert (block.params, block.residual) == (other.params, other.residual)
+        assert other.stride in {1, block.stride}
+        assert other.kernel > 1 or other.dilation == 1
 
 
 # ---- text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,31 @@ def test_extracted_subnet_computes_what_the_supernet_computes(space: SearchSpace
         x = torch.randn(2, 3, arch.resolution, arch.resolution, generator=generator)
         with torch.no_grad():
             torch.testing.assert_close(supernet.extract(arch)(x), supernet(x, arch), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize(("space", "output_stride"), [(MBV2.restrict(resolutions=(64, 80)), 16), (MBV3, 8), (DEMO, 2)])
+def test_a_dilated_subnet_computes_what_its_supernet_computes(space: SearchSpace, output_stride: int, padding: Padding) -> None:
+    supernet = random_supernet(replace(space, output_stride=output_stride), padding)
+    for arch in sample(space, 2):
+        x = torch.randn(2, 3, arch.resolution, arch.resolution, generator=torch.Generator().manual_seed(0))
+        subnet = supernet.extract(arch)
+        assert any(module.dilation != (1, 1) for module in subnet.modules() if isinstance(module, nn.Conv2d))
+        with torch.no_grad():
+            torch.testing.assert_close(subnet(x), supernet(x, arch), atol=1e-5, rtol=1e-5)
+
+
+def test_dilation_looks_at_every_other_place_as_a_stride_would() -> None:
+    """Every second row and column of the large map of a stage that dilates is the small map of the stage that has the stride."""
+    space = DEMO.restrict(resolutions=(32,))
+    dense = replace(space, output_stride=4)
+    arch = sample(space, 1)[0]
+    strided, dilated = Subnet(space, arch, 7).eval(), Subnet(dense, arch, 7).eval()
+    dilated.load_state_dict(strided.state_dict())
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        small, large = (nn.Sequential(each.stem, *each.stages)(x) for each in (strided, dilated))
+    torch.testing.assert_close(large[..., ::2, ::2], small, atol=1e-5, rtol=1e-5)
 
 
 def test_width_scales_all_channels() -> None:
