@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,10 @@ def benchmark(
     target: Annotated[
         str | None,
         typer.Option(metavar="TARGET", help="Device, optionally with a runtime: host/onnxruntime.", show_default="the run's own"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="JSON file for the raw times and the environment."),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="End with exit code 6 when a measurement is unstable.")] = False,
     as_json: Json = False,
@@ -38,7 +43,7 @@ def benchmark(
     with session(as_json=as_json, verbose=verbose, quiet=quiet, no_progress=no_progress) as progress:
         from natdeploy import pipeline
 
-        nets = pipeline.benchmark(run, target=target, progress=progress)
+        nets = pipeline.benchmark(run, target=target, out=out, progress=progress)
         show_nets(nets, as_json=as_json)
         unstable = [net.id for net in nets if net.unstable]
         if strict and unstable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from natdeploy.errors import UsageError
 from natdeploy.export import record_latency
+from natdeploy.files import write_atomic
 from natdeploy.hardware.bench import NETS, Candidate, MeasureSettings
 from natdeploy.hardware.device import Target
 from natdeploy.hardware.measure import measure
@@ -25,7 +27,11 @@ from natdeploy.store import FileRecord, LatencyRecord, NetRecord, RunStore
 
 
 def benchmark(
-    folder: Path, target: str | None = None, progress: Progress | None = None, settings: MeasureSettings = NETS
+    folder: Path,
+    target: str | None = None,
+    progress: Progress | None = None,
+    settings: MeasureSettings = NETS,
+    out: Path | None = None,
 ) -> list[NetRecord]:
     """Measures every exported net of a run on a target; the seed network is exported and measured beside them.
 
@@ -36,10 +42,12 @@ def benchmark(
         target: where; the run's own by default.
         progress: is told about every model.
         settings: how long each model is measured.
+        out: JSON file for the whole result: the target, its environment, and every model with its raw times in milliseconds.
 
     Raises:
         UsageError: nothing is exported, or the target is unknown.
         DeviceError: the target failed.
+        NatdeployError: `out` cannot be written; the run keeps what was measured.
     """
     progress = progress or Silent()
     with RunStore.open(folder) as store, log_to(folder / LOG):
@@ -88,6 +96,8 @@ def benchmark(
             if over:
                 expected = "estimated" if store.get("estimate") else "predicted"
                 progress.note(f"measured above the limit of {limit_ms:g} ms, though {expected} below it: {', '.join(over)}")
+        if out is not None:
+            write_atomic(out, json.dumps({"target": str(chosen), **asdict(result)}, indent=1, allow_nan=False).encode())
         return measured
 
 

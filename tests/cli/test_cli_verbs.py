@@ -92,8 +92,11 @@ def test_verbs_that_end_with_the_report(calls: list[Any], arguments: list[str], 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["benchmark", "runs/x"], ("benchmark", Path("runs/x"), {"target": None})),
-        (["benchmark", "runs/x", "--target", "host/onnxruntime"], ("benchmark", Path("runs/x"), {"target": "host/onnxruntime"})),
+        (["benchmark", "runs/x"], ("benchmark", Path("runs/x"), {"target": None, "out": None})),
+        (
+            ["benchmark", "runs/x", "--target", "host/onnxruntime", "--out", "x.json"],
+            ("benchmark", Path("runs/x"), {"target": "host/onnxruntime", "out": Path("x.json")}),
+        ),
     ],
 )
 def test_verbs_that_end_with_nets(calls: list[Any], arguments: list[str], expected: tuple[Any, ...]) -> None:

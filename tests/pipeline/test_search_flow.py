@@ -111,7 +111,7 @@ def test_other_search_in_the_same_folder_is_refused(finished: SearchConfig) -> N
         pipeline.search(finished.model_copy(update={"seed": 1}))
 
 
-def test_export_benchmark_report(finished: SearchConfig) -> None:
+def test_export_benchmark_report(finished: SearchConfig, tmp_path: Path) -> None:
     folder = finished.out
     (knee,) = pipeline.export(folder)
     (again,) = pipeline.export(folder, knee.id[:6])
@@ -133,8 +133,17 @@ def test_export_benchmark_report(finished: SearchConfig) -> None:
     (logits,) = onnxruntime.InferenceSession(model).run(None, {"input": images.numpy()})
     np.testing.assert_allclose(logits, subnet(images).detach().numpy(), atol=1e-3)
 
-    measured = pipeline.benchmark(folder, settings=QUICK)
+    out = tmp_path / "times.json"
+    measured = pipeline.benchmark(folder, settings=QUICK, out=out)
     assert {net.role for net in measured} == {"front", "baseline"}
+    told = json.loads(out.read_text())
+    assert told["environment"]["harness"]
+    times = {each["id"]: each for each in told["measurements"]}
+    assert times.keys() == {f"{net.role}-{net.id}" for net in measured}
+    for net in measured:
+        processes = times[f"{net.role}-{net.id}"]["samples_ms"]
+        assert [len(each) for each in processes] == [8, 8]
+        assert net.measured_p50_ms == sorted(time for each in processes for time in each)[7], "nearest rank of the raw times"
     assert all(net.measured_p50_ms is not None and net.measured_n == 16 for net in measured)
     assert all(net.measured_p90_ms is None for net in measured), "16 runs are too few for a 90th percentile"
 
