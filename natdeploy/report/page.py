@@ -147,10 +147,11 @@ def render(data: PageData) -> str:
     figures = _figures(data)
     choices = axes(data.nets, data.files, data.latencies) if "front" in figures else {}
     body = element("main", _header(data), *_sections(data, figures, choices), _footer(data))
-    scripts = [_json("figures", figures), _json("axes", {name: asdict(axis) for name, axis in choices.items()})]
+    scripts = [_json("figures", figures)]
     if figures:
         from plotly.offline import get_plotlyjs
 
+        scripts.append(_json("axes", {name: asdict(axis) for name, axis in choices.items()}))
         scripts += [element("script", Markup(get_plotlyjs())), element("script", Markup(_asset("page.js")))]
     head = join(
         Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
