@@ -159,8 +159,8 @@ def write_archive(folder: Path, path: Path) -> int:
                     "validation_images": evaluation.total,
                     "macs": sum(block.macs for block in costs),
                     "params": sum(block.params for block in costs),
-                    "predicted_latency_ms": _or_empty(net and net.predicted_ms),
-                    "measured_p50_ms": _or_empty(net and net.measured_p50_ms),
+                    "predicted_latency_ms": _or_empty(None if net is None else net.predicted_ms),
+                    "measured_p50_ms": _or_empty(None if net is None else net.measured_p50_ms),
                     "on_front": int(net is not None),
                 }
             )
