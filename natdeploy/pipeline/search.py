@@ -331,9 +331,9 @@ class _Search:
             for net in nets:
                 subnet = calibrated_subnet(self.training.averaged, Arch.parse(net.arch), task)
                 statistics |= {f"{net.id}.{name}": value for name, value in subnet.named_buffers()}
-                tested = replace(net, test_accuracy=judge(subnet, task, "test").accuracy)
+                tested = replace(net, test_accuracy=judge(subnet, task, "test").metric)
                 if net.role == "front" and net.id in tuned:
-                    tested = replace(tested, tuned_accuracy=judge(tuned[net.id], task, "test").accuracy)
+                    tested = replace(tested, tuned_accuracy=judge(tuned[net.id], task, "test").metric)
                 self.store.put_net(tested)
                 advance(1)
         self.store.save_checkpoint(STATISTICS, statistics, {})
