@@ -42,6 +42,15 @@ def search(
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch a data set given by name if it is not there.")] = False,
     target: Annotated[str, typer.Option(metavar="TARGET", help="Device, optionally with a runtime: host/onnxruntime.")] = "host",
+    precisions: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            metavar="LIST",
+            help="Search for the precision of each net as well: fp32,int8. The first is the baseline's.",
+            show_default="the target's alone",
+        ),
+    ] = None,
     seed_weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Pretrained network, .safetensors or .pth.")] = None,
     constraints: Annotated[
         list[str] | None,

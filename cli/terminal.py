@@ -89,6 +89,7 @@ def session(
     screen = _Screen(console, logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     level = ROOT.level
     ROOT.setLevel(logging.DEBUG)
+    ROOT.propagate = False  # onnxruntime's quantiser gives the root logger a handler, which would print every message again
     ROOT.addHandler(screen)
     logging.captureWarnings(True)
     if verbose:
@@ -121,6 +122,7 @@ def session(
         ROOT.removeHandler(screen)
         WARNINGS.removeHandler(screen)
         ROOT.setLevel(level)
+        ROOT.propagate = True
         logging.captureWarnings(False)
     write_error(message, exit_code, as_json=as_json)
     raise typer.Exit(exit_code)

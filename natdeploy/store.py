@@ -26,7 +26,7 @@ from natdeploy.toml import toml_text
 if TYPE_CHECKING:  # a report needs no torch, which takes seconds to import
     from torch import Tensor
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _FAILURES = """CREATE TABLE failures (
     step INTEGER NOT NULL, arch TEXT NOT NULL, whole INTEGER NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (step, arch, whole)
@@ -55,7 +55,8 @@ CREATE TABLE checkpoints (
 CREATE TABLE nets (
     arch TEXT NOT NULL, id TEXT NOT NULL, role TEXT NOT NULL, validation_accuracy REAL NOT NULL, test_accuracy REAL,
     predicted_ms REAL, measured_p50_ms REAL, measured_p90_ms REAL, measured_n INTEGER, unstable INTEGER, params INTEGER NOT NULL,
-    macs INTEGER NOT NULL, estimated INTEGER NOT NULL, tuned_accuracy REAL, objectives TEXT NOT NULL, PRIMARY KEY (role, id)
+    macs INTEGER NOT NULL, estimated INTEGER NOT NULL, tuned_accuracy REAL, objectives TEXT NOT NULL, precision TEXT,
+    PRIMARY KEY (role, id)
 ) STRICT;
 {_FILES};
 {_LATENCIES};
@@ -85,9 +86,11 @@ _MIGRATIONS = {
         "ALTER TABLE nets DROP COLUMN parity",
         "ALTER TABLE nets DROP COLUMN files",
     ),
+    4: ("ALTER TABLE nets ADD COLUMN precision TEXT",),
 }
 """From each earlier version to the next. In runs of version 1 no latency was an estimate; in those of version 2 every evaluation
-saw all validation images, and no net was tuned alone; those of version 3 had ONNX files in fp32 only."""
+saw all validation images, and no net was tuned alone; those of version 3 had ONNX files in fp32 only;
+in those of version 4 the target decided the precision."""
 _DATABASE = "run.sqlite"
 _RESTORE = "restore it from a copy, or start a new run in another folder"
 _ROOM = "make room on the disk, or the folder writable, and go on with `natdeploy resume`: nothing stored before is lost"
@@ -127,10 +130,10 @@ class NetRecord:
 
     Attributes:
         arch: its text.
-        id: of the architecture.
+        id: of the architecture, and of its precision where that is another than torch's: `0f18e5028b-int8`.
         role: `front`, or `baseline` for the seed network that the front is compared with.
-        validation_accuracy: in torch, on the images the search saw.
-        test_accuracy: in torch, on images it never saw, with the weights of the supernet.
+        validation_accuracy: in torch, on the images the search saw; of a net whose id tells a precision, as a file in its runtime.
+        test_accuracy: likewise, on images it never saw, with the weights of the supernet.
         predicted_ms: latency by the predictor.
         measured_p50_ms: median latency on the target.
         measured_p90_ms: 90th percentile of it.
@@ -141,6 +144,7 @@ class NetRecord:
         estimated: `predicted_ms` comes from a specification sheet; nothing like it was ever measured on the device.
         tuned_accuracy: as `test_accuracy`, with weights that were trained alone at the end; those are exported then.
         objectives: value of every objective but the error, in its own unit.
+        precision: that the search chose for it; None where the target decides.
     """
 
     arch: str
@@ -158,10 +162,11 @@ class NetRecord:
     estimated: bool = False
     tuned_accuracy: float | None = None
     objectives: Mapping[str, float] = field(default_factory=dict)
+    precision: str | None = None
 
     @property
     def final_accuracy(self) -> float | None:
-        """Test accuracy, in torch, of the weights that are exported."""
+        """Test accuracy of the weights that are exported."""
         return self.test_accuracy if self.tuned_accuracy is None else self.tuned_accuracy
 
 

@@ -29,6 +29,8 @@ def benchmark(
 ) -> list[NetRecord]:
     """Measures every exported net of a run on a target; the seed network is exported and measured beside them.
 
+    Nets whose precision the search chose are measured in it, all in one run.
+
     Args:
         folder: of the run.
         target: where; the run's own by default.
@@ -52,7 +54,8 @@ def benchmark(
             if (net.role, net.id) not in files:
                 files[net.role, net.id] = export_net(store, net)
         with tempfile.TemporaryDirectory() as converted:
-            candidates = [_candidate(store, net, files[net.role, net.id], chosen, Path(converted)) for net in nets]
+            targets = {net.id: replace(chosen, precision=net.precision or chosen.precision) for net in nets}
+            candidates = [_candidate(store, net, files[net.role, net.id], targets[net.id], Path(converted)) for net in nets]
             reference = next(each for net, each in zip(nets, candidates, strict=True) if net.role == "baseline")
             if any(candidate.model.parent == Path(converted) for candidate in candidates):
                 progress.note(f"the run's files are ONNX in fp32; for {chosen} the same nets were converted, to be timed")
@@ -69,9 +72,10 @@ def benchmark(
             own = str(chosen) == str(target_of(config))
             measured.append(timed if own else replace(timed, predicted_ms=None, estimated=False))
             mean_ms = found.mean_ms if found.p50_ms is None else None
-            record_latency((folder / files[net.role, net.id].path).parent, latency_of(measured[-1], str(chosen), mean_ms))
+            place = str(targets[net.id])
+            record_latency((folder / files[net.role, net.id].path).parent, latency_of(measured[-1], place, mean_ms))
             store.put_latency(
-                LatencyRecord(net.role, net.id, str(chosen), found.p50_ms, found.p90_ms, found.mean_ms, found.n, found.unstable)
+                LatencyRecord(net.role, net.id, place, found.p50_ms, found.p90_ms, found.mean_ms, found.n, found.unstable)
             )
         means = [f"{each.id} {each.mean_ms:.3f} ms" for each in result.measurements if each.p50_ms is None]
         if means:

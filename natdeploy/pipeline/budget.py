@@ -11,6 +11,7 @@ from statistics import mean
 from typing import Any
 
 from natdeploy.pipeline.config import SearchConfig
+from natdeploy.pipeline.quantise import NATIVE
 from natdeploy.pipeline.setting import Setting
 from natdeploy.search import NatSettings
 from natdeploy.supernet import Supernet
@@ -40,6 +41,9 @@ ROUND_SECONDS = 4.0
 
 FRONT_SIZE, FRONT_SECONDS = 12, 1.5
 """Nets of a front that are not measured yet, and the time that converting and measuring one takes."""
+
+QUANTISED_SECONDS = 6.0
+"""Converting a few networks to one precision, and judging them there."""
 
 UNTIMED_STEPS, TIMED_STEPS, LAST_TIMED_STEPS = 2, 12, 40
 
@@ -115,14 +119,15 @@ def make_budget(config: SearchConfig, setting: Setting, lesson: Lesson) -> Budge
         source = f"{schedule.epochs:g} epochs of the {images} training images"
     else:
         nat = _sized(config, _nat(60 * config.minutes, evaluation_s, config.rounds))
-        steps = max(MIN_STEPS, math.floor((60 * config.minutes - _search_seconds(nat, evaluation_s)) / step_s))
+        searching_s = _search_seconds(nat, evaluation_s) + _quantising_seconds(nat, config)
+        steps = max(MIN_STEPS, math.floor((60 * config.minutes - searching_s) / step_s))
         source = f"--minutes {config.minutes:g}"
     final_steps = round(steps * schedule.final)
     round_steps = max(1, round(steps * (1 - schedule.warmup - schedule.final) / nat.rounds)) if nat.rounds else 0
     if schedule.warmup + schedule.final == 1:
         round_steps = 0
     warmup_steps = steps - final_steps - nat.rounds * round_steps
-    seconds = steps * step_s + _search_seconds(nat, evaluation_s) + 60 * config.finetune_minutes
+    seconds = steps * step_s + _search_seconds(nat, evaluation_s) + _quantising_seconds(nat, config) + 60 * config.finetune_minutes
     return Budget(
         warmup_steps=warmup_steps,
         round_steps=round_steps,
@@ -171,10 +176,19 @@ def _search_seconds(nat: NatSettings, evaluation_s: float) -> float:
     archive = [nat.initial + number * nat.infill for number in range(nat.rounds + 1)]
     if not nat.reevaluate:
         archive = archive[:1]
-    fronts = nat.rounds // nat.measure_every if nat.measure_every else 0
-    return (
-        (sum(archive) + nat.rounds * nat.infill) * evaluation_s + nat.rounds * ROUND_SECONDS + fronts * FRONT_SIZE * FRONT_SECONDS
-    )
+    measuring_s = _fronts(nat) * FRONT_SIZE * FRONT_SECONDS
+    return (sum(archive) + nat.rounds * nat.infill) * evaluation_s + nat.rounds * ROUND_SECONDS + measuring_s
+
+
+def _fronts(nat: NatSettings) -> int:
+    """How often the front is measured."""
+    return nat.rounds // nat.measure_every if nat.measure_every else 0
+
+
+def _quantising_seconds(nat: NatSettings, config: SearchConfig) -> float:
+    """Time for learning what precisions cost, before the first round and with every measured front."""
+    quantised = [each for each in config.precisions if each != NATIVE]
+    return (1 + _fronts(nat)) * len(quantised) * QUANTISED_SECONDS
 
 
 def _nat(seconds: float, evaluation_s: float, rounds: int | None) -> NatSettings:

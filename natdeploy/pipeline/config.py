@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from natdeploy.hardware.device import Target, parse_target
 from natdeploy.pipeline.presets import PRESETS, Preset, merged, published
@@ -51,6 +51,7 @@ class SearchConfig(BaseModel):
         data: image folder, with `train/` and `test/` or one flat folder of classes; or the name of a data set (docs/data.md).
         out: run folder, created.
         target: device, optionally with runtime: `host`, `host/onnxruntime`.
+        precisions: that the search chooses among, for each network, instead of the target's one; the first is the baseline's.
         space: name of a shipped space, or path of a TOML file (docs/spaces.md).
         seed_weights: pretrained network; its width and depths are read from the file.
         constraints: `latency<=1.5ms`, `macs<=100M`, `params<=3M`.
@@ -85,6 +86,7 @@ class SearchConfig(BaseModel):
     data: Path
     out: Path
     target: str = "host"
+    precisions: tuple[str, ...] = ()
     space: str = "mbv2"
     seed_weights: Path | None = None
     constraints: tuple[str, ...] = ()
@@ -112,6 +114,18 @@ class SearchConfig(BaseModel):
     nat: NatSettings = NatSettings()
     adapt: AdaptSettings = AdaptSettings()
 
+    @field_validator("precisions", mode="before")
+    @classmethod
+    def _listed(cls, given: Any) -> Any:
+        return tuple(part.strip() for part in given.split(",")) if isinstance(given, str) else given
+
+    @field_validator("precisions")
+    @classmethod
+    def _distinct(cls, precisions: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(precisions)) < len(precisions):
+            raise ValueError("it names a precision twice; name each once")
+        return precisions
+
     @model_validator(mode="before")
     @classmethod
     def _from_preset(cls, given: Any) -> Any:
@@ -125,7 +139,17 @@ class SearchConfig(BaseModel):
         return merged(preset if named is None else merged(preset, published(named.recipe)), given)
 
 
-def target_of(config: SearchConfig, target: str | None = None) -> Target:
-    """The target of a search, or another one. This machine's runs on as many threads as the search, another device on its own."""
-    found = parse_target(target or config.target)
-    return parse_target(target or config.target, threads=config.threads) if found.device.transport == "local" else found
+def target_of(config: SearchConfig, target: str | None = None, *, precision: str | None = None) -> Target:
+    """The target of a search, or another one. This machine's runs on as many threads as the search, another device on its own.
+
+    Args:
+        config: of the search.
+        target: another one, as a user writes it.
+        precision: instead of what the target says; by default, of the search's own target, the first that is searched.
+    """
+    if target is None and precision is None and config.precisions:
+        precision = config.precisions[0]
+    found = parse_target(target or config.target, precision=precision)
+    if found.device.transport != "local":
+        return found
+    return parse_target(target or config.target, precision=precision, threads=config.threads)

@@ -22,7 +22,7 @@ from natdeploy.hardware.bench import Candidate, MeasureSettings
 from natdeploy.hardware.device import Target
 from natdeploy.hardware.measure import measure
 from natdeploy.hardware.runtimes import get_runtime
-from natdeploy.pipeline.problem import Problem
+from natdeploy.pipeline.problem import Problem, by_objective
 from natdeploy.progress import Progress
 from natdeploy.search import Archive, Objectives
 from natdeploy.search.objectives import CheapObjective, Floats
@@ -38,11 +38,28 @@ _LEVEL, _SLOPE, _NOISE = 1.0, 0.3, 0.05
 """Standard deviations: of the line's level and slope before anything is measured, and of a measurement around the line."""
 
 
+def fit_line(x: Floats, y: Floats, *, level: float, slope: float, noise: float) -> Callable[[Floats], Floats]:
+    """The line through points (n,) by Bayesian linear regression (Bishop 2006, equation 3.53), so that a few alike points move the
+    level and leave the slope alone.
+
+    Args:
+        x: of the points; the level is that at their mean.
+        y: of the points.
+        level: standard deviation of the level around 0 before any point is known.
+        slope: that of the slope.
+        noise: that of a point around the line.
+    """
+    centre = x.mean()
+    design = np.stack([np.ones(len(x)), x - centre], axis=1)
+    precision = np.diag([level**-2, slope**-2]) + design.T @ design / noise**2
+    at_centre, steepness = np.linalg.solve(precision, design.T @ y / noise**2)
+    return lambda wanted: at_centre + steepness * (wanted - centre)
+
+
 def corrected(total: CheapObjective, space: SearchSpace, measured_ms: Mapping[Arch, float]) -> CheapObjective:
     """Latency by measurement where there is one, else by a prediction that the measurements have corrected.
 
-    The correction is Bayesian linear regression (Bishop 2006, equation 3.53) of the logarithm of measured over predicted on the
-    logarithm of predicted, so that a few measurements of alike networks move the level and leave the slope alone.
+    The correction is a line (`fit_line`) of the logarithm of measured over predicted on the logarithm of predicted.
 
     Args:
         total: genotypes (n, variables) -> predicted ms (n,).
@@ -52,15 +69,11 @@ def corrected(total: CheapObjective, space: SearchSpace, measured_ms: Mapping[Ar
     genotypes = space.encode_all(list(measured_ms))
     known = {row.tobytes(): latency_ms for row, latency_ms in zip(genotypes, measured_ms.values(), strict=True)}
     logs = np.log(total(genotypes))
-    off = np.log(list(measured_ms.values())) - logs
-    centre = logs.mean()
-    design = np.stack([np.ones(len(logs)), logs - centre], axis=1)
-    precision = np.diag([_LEVEL**-2, _SLOPE**-2]) + design.T @ design / _NOISE**2
-    level, slope = np.linalg.solve(precision, design.T @ off / _NOISE**2)
+    line = fit_line(logs, np.log(list(measured_ms.values())) - logs, level=_LEVEL, slope=_SLOPE, noise=_NOISE)
 
     def latency(wanted: Genotypes) -> Floats:
         predicted = total(wanted)
-        result: Floats = predicted * np.exp(level + slope * (np.log(predicted) - centre))
+        result: Floats = predicted * np.exp(line(np.log(predicted)))
         for place, row in enumerate(np.ascontiguousarray(wanted)):
             if (measured := known.get(row.tobytes())) is not None:
                 result[place] = measured
@@ -76,7 +89,7 @@ class FrontMeasurer:
 
     Args:
         problem: names the targets, and the functions before any correction.
-        space: of the architectures.
+        space: of the architectures, without precisions.
         extract: gives the network of an architecture, on the CPU.
         seed: of the order in which networks are measured.
         store: remembers.
@@ -94,14 +107,16 @@ class FrontMeasurer:
 
     def __call__(self, archive: Archive, number: int) -> Objectives | None:
         """The objectives with corrected latencies after a round; None if no target could be reached."""
-        front = [archive.archs[row] for row in archive.front()]
-        cheap = dict(archive.objectives.cheap)
+        front = archive.genotypes[archive.front()]
+        latencies = dict(self.problem.latencies)
         changed = False
         for name, target in self.problem.targets.items():
-            measured = self.measured(name, number, front, target)
+            meant = [row for row in front if archive.space.precision_of(row) in (None, target.precision)]
+            measured = self.measured(name, number, [archive.space.decode(row) for row in meant], target)
             if measured:
-                cheap[name] = corrected(self.problem.objectives.cheap[name], self.space, measured)
+                latencies[name] = corrected(self.problem.latencies[name], self.space, measured)
                 changed = True
+        cheap = {**archive.objectives.cheap, **by_objective(archive.space, latencies)}
         return replace(archive.objectives, cheap=cheap) if changed else None
 
     def measured(self, name: str, number: int, front: Sequence[Arch], target: Target) -> dict[Arch, float]:
@@ -138,7 +153,7 @@ class FrontMeasurer:
         found = {by_id[each.id]: each.latency_ms for each in result.measurements}
         if not found:
             return {}
-        predicted = self.problem.objectives.cheap[name](self.space.encode_all(list(found)))
+        predicted = self.problem.latencies[name](self.space.encode_all(list(found)))
         off = median(abs(math.log(ms / guess)) for ms, guess in zip(found.values(), predicted, strict=True))
         what = self.problem.label(name)
         self.progress.note(

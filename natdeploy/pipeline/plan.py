@@ -117,25 +117,25 @@ def find(config: SearchConfig, name: str, setting: Setting, target: Target, prog
     Raises:
         DeviceError: of another device there is nothing; the message holds the command that profiles it.
     """
-    space = as_tabled(setting.space, config)
+    space, own = as_tabled(setting.space, config), not name.startswith(f"{LATENCY}@")
     predictor = find_predictor(
         target,
         space,
         tables=config.tables,
         table=config.table if name == LATENCY else None,
-        allow_estimate=config.allow_estimate and name == LATENCY,
+        allow_estimate=config.allow_estimate and own,
         progress=progress,
     )
     if predictor is None and target.device.transport != "local":
         raise no_table(
-            config.target if name == LATENCY else name.removeprefix(f"{LATENCY}@"),
+            config.target if own else name.removeprefix(f"{LATENCY}@"),
             target,
             config.space,
             space,
             len(setting.classes),
             tables=config.tables,
             seed_weights=config.seed_weights,
-            own=name == LATENCY,
+            own=own,
         )
     return predictor
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from natdeploy.errors import InfeasibleError, UsageError
 from natdeploy.hardware.device import Target
@@ -14,7 +15,8 @@ from natdeploy.latency.estimate import BYTES
 from natdeploy.pipeline.config import SearchConfig, target_of
 from natdeploy.pipeline.predictor import Predictor, estimated
 from natdeploy.pipeline.setting import Setting
-from natdeploy.search import Constraint, Objectives, parse_constraint, reachable_range, smallest_feasible
+from natdeploy.search import Constraint, Objectives, by_precision, parse_constraint, reachable_range, smallest_feasible
+from natdeploy.search.objectives import CheapObjective
 from natdeploy.space import Arch, BlockSum, Genotypes, SearchSpace
 from natdeploy.training.adapt import ArchSampler, Lesson
 
@@ -35,7 +37,10 @@ class Problem:
     """What is minimised under which constraints, and the architectures that have a part of their own in training.
 
     Attributes:
-        targets: where latency counts, by the name of its objective; `latency` is the search's own target, and first.
+        space: of the architectures, with the precisions that are searched.
+        targets: where latency counts, by the name of its objective; `latency` is the search's own target, and first. Where
+            precisions are searched, that is the target in the first of them, and `latency-int8` the same target in another one.
+        latencies: by the same names, the functions of architectures without precision, before any correction.
         objectives: `error` first.
         constraints: to keep.
         baseline: the seed's architecture, at the first resolution at which it exceeds a constraint, or the middle one without any.
@@ -46,7 +51,9 @@ class Problem:
         estimated: objectives whose latencies come from a specification sheet.
     """
 
+    space: SearchSpace
     targets: Mapping[str, Target]
+    latencies: Mapping[str, CheapObjective]
     objectives: Objectives
     constraints: tuple[Constraint, ...]
     baseline: Arch
@@ -54,6 +61,10 @@ class Problem:
     largest: Arch
     reachable: Mapping[str, tuple[float, float]]
     estimated: frozenset[str]
+
+    def keep(self, genotypes: Genotypes) -> npt.NDArray[np.bool_]:
+        """Which architectures (n, arch_variables or more) keep the constraints, in one of the precisions."""
+        return _keep(self.space, self.objectives, self.constraints, genotypes)
 
     def label(self, objective: str) -> str:
         """What to call an objective's values."""
@@ -78,9 +89,12 @@ def requirements(config: SearchConfig) -> tuple[dict[str, Target], tuple[Constra
     if any(name.partition("@")[0] == "energy" for name in used):
         raise UsageError("energy cannot be searched for yet: latency tables hold no measured energy; leave it out")
     targets = {LATENCY: target_of(config)}
+    targets |= {f"{LATENCY}-{each}": target_of(config, precision=each) for each in config.precisions[1:]}
     for name in used:
         base, _, text = name.partition("@")
         if base == LATENCY and text:
+            if config.precisions:
+                raise UsageError(f"precisions are searched for one target only; leave out {name}, or --precision")
             targets[name] = target_of(config, text)
     same = [name for name, target in targets.items() if name != LATENCY and str(target) == str(targets[LATENCY])]
     if same:
@@ -89,26 +103,37 @@ def requirements(config: SearchConfig) -> tuple[dict[str, Target], tuple[Constra
 
 
 def objectives_of(
-    names: tuple[str, ...], space: SearchSpace, predictors: Mapping[str, Predictor], classes: int, precision: str
+    names: tuple[str, ...], space: SearchSpace, latencies: Mapping[str, CheapObjective], classes: int, precision: str
 ) -> Objectives:
     """Objectives with the functions that compute all but the error.
 
     Args:
         names: of the objectives.
         space: of the architectures, of one width.
-        predictors: of latency, by objective.
+        latencies: by target, of architectures.
         classes: outputs of the classifier.
-        precision: of the weights in the file, which has as many as there are parameters.
+        precision: of the weights in the file, which has as many as there are parameters; those that are searched count before it.
     """
+    archs = space.archs_only
+    sizes = [_size(archs, classes, each) for each in space.precisions or (precision,)]
     return Objectives(
         names,
         {
-            **{name: predictor.total(space, classes) for name, predictor in predictors.items()},
-            "macs": BlockSum(space, lambda blocks: [block.macs for block in blocks], classes),
-            "params": BlockSum(space, lambda blocks: [block.params for block in blocks], classes),
-            "size": BlockSum(space, lambda blocks: [BYTES[precision] * block.params / 1e6 for block in blocks], classes),
+            **by_objective(space, latencies),
+            "macs": BlockSum(archs, lambda blocks: [block.macs for block in blocks], classes),
+            "params": BlockSum(archs, lambda blocks: [block.params for block in blocks], classes),
+            "size": by_precision(sizes) if space.precisions else sizes[0],
         },
     )
+
+
+def _size(space: SearchSpace, classes: int, precision: str) -> CheapObjective:
+    return BlockSum(space, lambda blocks: [BYTES[precision] * block.params / 1e6 for block in blocks], classes)
+
+
+def by_objective(space: SearchSpace, latencies: Mapping[str, CheapObjective]) -> dict[str, CheapObjective]:
+    """Latencies by the name of their objective, from those by target: of several precisions they are one objective."""
+    return {LATENCY: by_precision(list(latencies.values()))} if space.precisions else dict(latencies)
 
 
 def make_problem(config: SearchConfig, setting: Setting, predictors: Mapping[str, Predictor]) -> Problem:
@@ -117,14 +142,15 @@ def make_problem(config: SearchConfig, setting: Setting, predictors: Mapping[str
     Args:
         config: what the user asks for.
         setting: images and supernet.
-        predictors: of latency, by objective.
+        predictors: of latency, by the names of `requirements`.
 
     Raises:
         InfeasibleError: no architecture keeps the constraints; the message names the reachable range.
     """
     targets, constraints = requirements(config)
-    space = setting.space
-    objectives = objectives_of(config.objectives, space, predictors, len(setting.classes), targets[LATENCY].precision)
+    space, classes = replace(setting.space, precisions=config.precisions), len(setting.classes)
+    latencies = {name: predictors[name].total(setting.space, classes) for name in targets}
+    objectives = objectives_of(config.objectives, space, latencies, classes, targets[LATENCY].precision)
     rng = np.random.default_rng(config.seed)
     estimates = {name: text for name, predictor in predictors.items() if (text := estimated(predictor))}
     try:
@@ -133,27 +159,44 @@ def make_problem(config: SearchConfig, setting: Setting, predictors: Mapping[str
         if not estimates:
             raise
         raise InfeasibleError(f"{error}; {'; '.join(f'{name} is {text}' for name, text in estimates.items())}") from error
-    named = dict.fromkeys([*predictors, *(each.objective for each in constraints), *config.objectives[1:], "macs", "params"])
+    known = (name for name in predictors if name in objectives.cheap)
+    named = dict.fromkeys([*known, *(each.objective for each in constraints), *config.objectives[1:], "macs", "params"])
     reachable = {name: reachable_range(objectives.cheap[name], space, rng) for name in named}
-    baseline = _baseline(setting, objectives, constraints)
-    largest = _largest(setting, objectives, constraints) or smallest
-    return Problem(targets, objectives, constraints, baseline, smallest, largest, reachable, frozenset(estimates))
+    return Problem(
+        space=space,
+        targets=targets,
+        latencies=latencies,
+        objectives=objectives,
+        constraints=constraints,
+        baseline=_baseline(setting, space, objectives, constraints),
+        smallest=smallest,
+        largest=_largest(setting, space, objectives, constraints) or smallest,
+        reachable=reachable,
+        estimated=frozenset(name if name in objectives.cheap else LATENCY for name in estimates),
+    )
 
 
-def _largest(setting: Setting, objectives: Objectives, constraints: Sequence[Constraint]) -> Arch | None:
-    space = setting.space
+def _keep(
+    space: SearchSpace, objectives: Objectives, constraints: Sequence[Constraint], genotypes: Genotypes
+) -> npt.NDArray[np.bool_]:
+    options = [space.in_precision(genotypes, each) for each in space.precisions] or [genotypes]
+    kept: npt.NDArray[np.bool_] = np.any([objectives.violation(each, constraints) == 0 for each in options], axis=0)
+    return kept
+
+
+def _largest(setting: Setting, space: SearchSpace, objectives: Objectives, constraints: Sequence[Constraint]) -> Arch | None:
     upper = space.decode(space.upper)
     archs = [arch for each in space.resolutions for arch in (setting.seed_arch(each), replace(upper, resolution=each))]
-    keeps = objectives.violation(space.encode_all(archs), constraints) == 0
+    keeps = _keep(space, objectives, constraints, space.encode_all(archs))
     kept = [arch for arch, keep in zip(archs, keeps, strict=True) if keep]
     return max(kept, key=lambda arch: float(objectives.cheap["macs"](space.encode(arch)[None])[0]), default=None)
 
 
-def _baseline(setting: Setting, objectives: Objectives, constraints: Sequence[Constraint]) -> Arch:
-    archs = [setting.seed_arch(resolution) for resolution in setting.space.resolutions]
+def _baseline(setting: Setting, space: SearchSpace, objectives: Objectives, constraints: Sequence[Constraint]) -> Arch:
+    archs = [setting.seed_arch(resolution) for resolution in space.resolutions]
     if not constraints:
         return archs[len(archs) // 2]
-    exceeds = objectives.violation(setting.space.encode_all(archs), constraints) > 0
+    exceeds = objectives.violation(space.encode_all(archs), constraints) > 0
     return archs[int(exceeds.argmax())] if exceeds.any() else archs[-1]
 
 
@@ -165,7 +208,7 @@ def within(problem: Problem, space: SearchSpace, draw: Callable[[int, np.random.
 
     def sample(count: int, rng: np.random.Generator) -> Sequence[Arch]:
         drawn = draw(_DRAWS, rng)
-        kept = drawn[problem.objectives.violation(drawn, problem.constraints) == 0][:count]
+        kept = drawn[problem.keep(drawn)][:count]
         return [*space.decode_all(kept), *[problem.smallest] * (count - len(kept))]
 
     return sample
@@ -208,7 +251,7 @@ def first_archs(setting: Setting, problem: Problem, count: int, seed: int) -> li
     constraints, and as many around it as make half of `count`; the search adds the smallest and others from the whole space.
     """
     own = [setting.seed_arch(resolution) for resolution in setting.space.resolutions]
-    kept = problem.objectives.violation(setting.space.encode_all(own), problem.constraints) == 0
+    kept = problem.keep(setting.space.encode_all(own))
     archs = [problem.baseline, problem.largest, *(arch for arch, keeps in zip(own, kept, strict=True) if keeps)]
     near = around_seed(setting, problem)(max(0, count // 2 - len(archs)), np.random.default_rng([seed, len(archs)]))
     return list(dict.fromkeys([*archs, *near]))[:count]

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,19 @@ from natdeploy.pipeline.budget import TUNED, Budget, settled
 from natdeploy.pipeline.choice import stand_out
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.correct import FrontMeasurer
-from natdeploy.pipeline.evaluate import Evaluator, ranking_noise
+from natdeploy.pipeline.evaluate import Evaluator, ranking_error, ranking_noise
 from natdeploy.pipeline.knowledge import read_knowledge, stored_knowledge
 from natdeploy.pipeline.plan import find_or_measure, make_plan
 from natdeploy.pipeline.predictor import Predictor, load_predictor, save_predictor
 from natdeploy.pipeline.problem import LATENCY, Problem, first_archs, first_lesson, make_problem, requirements, within
+from natdeploy.pipeline.quantise import NATIVE, PrecisionLoss, judge_in_runtime
 from natdeploy.pipeline.setting import Setting, prepare
 from natdeploy.pipeline.train import Training
 from natdeploy.progress import Progress, Silent
 from natdeploy.search import Archive, Distribution, Objectives, RoundReport, infill
 from natdeploy.search import search as nat_search
-from natdeploy.space import Arch, get_space, space_toml
+from natdeploy.search.archive import Indices
+from natdeploy.space import Arch, Genotypes, get_space, space_toml
 from natdeploy.stopwatch import take, timed
 from natdeploy.store import Evaluation, NetRecord, RunStore
 from natdeploy.supernet import Subnet
@@ -46,8 +49,8 @@ from natdeploy.training.judge import calibrated_subnet, judge
 from natdeploy.training.loop import TrainSettings
 
 LOG = "log.txt"
-LOADING, PROFILING, TEST = "images and weights", "profiling", "test"
-BESIDE_THE_MINUTES = (LOADING, PROFILING, TEST)
+LOADING, PROFILING, FILES, TEST = "images and weights", "profiling", "judging files of the front", "test"
+BESIDE_THE_MINUTES = (LOADING, PROFILING, FILES, TEST)
 """Parts of a run that its budget in minutes does not count."""
 STATISTICS = "statistics"
 """BatchNorm statistics of the final nets; their weights are slices of the supernet's."""
@@ -228,28 +231,61 @@ class _Search:
         take()  # of what this process did before
         self.training.restore()
         self.training.train("warm-up", self.budget.steps(0), self._lesson())
+        first = first_archs(self.setting, self.problem, self.budget.nat.initial, self.config.seed)
         archive = nat_search(
-            self.setting.space,
-            self.problem.objectives,
+            self.problem.space,
+            self._with_loss(self.problem.objectives, first, 0),
             self.problem.constraints,
-            evaluate=Evaluator(self.store, self.training.engine, self.training.averaged, self.setting.task, self.progress),
+            evaluate=self._evaluator,
             adapt=self._adapt,
             settings=self.budget.nat,
             seed=self.config.seed,
-            include=first_archs(self.setting, self.problem, self.budget.nat.initial, self.config.seed),
-            correct=FrontMeasurer(
-                self.problem, self.setting.space, self._extract, self.config.seed, store=self.store, progress=self.progress
-            ),
+            include=first,
+            correct=self._correct,
             knowledge=stored_knowledge(self.store),
             on_round=self._tell,
         )
         self._finish(archive)
+
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(self.store, self.training.engine, self.training.averaged, self.setting.task, self.progress)
+
+    @cached_property
+    def _loss(self) -> PrecisionLoss:
+        targets = {target.precision: target for target in self.problem.targets.values()}
+        return PrecisionLoss(
+            self.problem.space, targets, self._network, self._evaluator, self.setting.task, self.store, self.progress
+        )
+
+    def _with_loss(self, objectives: Objectives, archs: Sequence[Arch], version: int) -> Objectives:
+        """Objectives with what precisions cost some of the architectures with the weights of a version."""
+        if not self.problem.space.precisions:
+            return objectives
+        return replace(objectives, loss=self._loss.learn(sorted(set(archs), key=self._macs), version))
+
+    def _macs(self, arch: Arch) -> float:
+        return float(self.problem.objectives.cheap["macs"](self.problem.space.encode(arch)[None])[0])
+
+    def _correct(self, archive: Archive, number: int) -> Objectives | None:
+        """The objectives once the front is measured on the target and, where precisions are searched, judged in them."""
+        measurer = FrontMeasurer(
+            self.problem, self.setting.space, self._extract, self.config.seed, store=self.store, progress=self.progress
+        )
+        corrected = measurer(archive, number)
+        if not self.problem.space.precisions:
+            return corrected
+        front = [archive.archs[row] for row in archive.front()]
+        return self._with_loss(corrected or archive.objectives, front, number)
 
     def _lesson(self) -> Lesson:
         return first_lesson(self.setting, self.problem, uniform=self.budget.nat.distribution == "uniform")
 
     def _extract(self, arch: Arch) -> Subnet:
         return self.training.averaged.extract(arch).cpu().eval()
+
+    def _network(self, arch: Arch) -> Subnet:
+        return calibrated_subnet(self.training.averaged, arch, self.setting.task).cpu().eval()
 
     def _adapt(self, distribution: Distribution, version: int) -> None:
         sampler = within(self.problem, self.setting.space, distribution.sample)
@@ -281,27 +317,61 @@ class _Search:
         The front is chosen: validation and calibration images have done their work, and may be learned from as well. Nets that
         chance may have thrown off it stay.
         """
-        noise = [
-            0.0 if failed else ranking_noise(self._evaluation(arch))
-            for arch, failed in zip(archive.archs, archive.failed, strict=True)
-        ]
-        rows = archive.contenders(noise)
-        chosen = rows[np.sort(infill(archive.values[rows], archive.values[:0], self.config.schedule.final_nets))]
-        front = [archive.archs[index] for index in chosen]
-        by_error = [front[index] for index in archive.values[chosen, 0].argsort(kind="stable")]
+        archs, chosen = archive.archs, self._chosen(archive)
+        front = list(dict.fromkeys(archs[row] for row in chosen))
+        by_error = list(dict.fromkeys(archs[row] for row in chosen[archive.values[chosen, 0].argsort(kind="stable")]))
         task = self.setting.final_task()
 
         def sample(count: int, rng: np.random.Generator) -> list[Arch]:
             return [front[index] for index in rng.integers(len(front), size=count)]
 
-        records = [self._record("front", arch, archive.objectives) for arch in front]
+        records = [self._record("front", archive.genotypes[row], archive.objectives) for row in chosen]
         by_macs = [Arch.parse(record.arch) for record in sorted(records, key=lambda record: record.macs)]
         leaders = by_error[: math.ceil(self.config.schedule.final_leaders * len(front))]
         lesson = Lesson(task, leaders, sample, largest=by_macs[-1], smallest=by_macs[0])
         self.training.train("training the front", self._total_steps(lesson), lesson)
         tuned = self._tune(records, by_error[0], task) if self.budget.tune_steps else {}
-        self._judge([*records, self._record("baseline", self.problem.baseline, archive.objectives)], tuned, task)
+        baseline = self._record("baseline", self.problem.space.encode(self.problem.baseline), archive.objectives)
+        self._judge([*records, baseline], tuned, task)
         self.store.set("finished", True)
+
+    def _chosen(self, archive: Archive) -> Indices:
+        """Rows of the front, and those that chance may have thrown off it, fastest first, as many as share the last stretch.
+
+        All that are of a precision other than torch's are judged in it; to leave the others out, what the loss says is enough.
+        """
+        noise = [
+            0.0 if failed else ranking_noise(self._evaluation(arch))
+            for arch, failed in zip(archive.archs, archive.failed, strict=True)
+        ]
+        judged: set[int] = set()
+        while True:
+            rows = archive.contenders(noise)
+            chosen = rows[np.sort(infill(archive.values[rows], archive.values[:0], self.config.schedule.final_nets))]
+            new = [row for row in chosen if row not in judged and self._quantised(archive.genotypes[row])]
+            if not new:
+                return chosen
+            self.store.add_seconds(take())
+            archive.judged(np.array(new), [ranking_error(each) for each in self._verdicts(archive.genotypes[new])])
+            self.store.add_seconds({FILES: sum(take().values())})
+            judged.update(new)
+
+    def _quantised(self, genotype: Genotypes) -> bool:
+        return self.problem.space.precision_of(genotype) not in (None, NATIVE)
+
+    def _verdicts(self, genotypes: Genotypes) -> list[Evaluation]:
+        """The latest of networks (n, variables), each in its precision; those of files are all of the last round's weights."""
+        space = self.problem.space
+        archs = space.decode_all(genotypes)
+        found: dict[tuple[Arch, str | None], Evaluation] = {}
+        for precision in dict.fromkeys(map(space.precision_of, genotypes)):
+            own = [arch for arch, genotype in zip(archs, genotypes, strict=True) if space.precision_of(genotype) == precision]
+            if precision is None or precision == NATIVE:
+                verdicts = [self._evaluation(arch) for arch in own]
+            else:
+                verdicts = self._loss.verdicts(own, precision, self.budget.nat.rounds)
+            found |= {(arch, precision): each for arch, each in zip(own, verdicts, strict=True)}
+        return [found[arch, space.precision_of(genotype)] for arch, genotype in zip(archs, genotypes, strict=True)]
 
     def _total_steps(self, last: Lesson) -> int:
         """Of the whole training; what the minutes leave for the last stretch is decided once, and stored."""
@@ -314,12 +384,12 @@ class _Search:
         return budget.total_steps
 
     def _tune(self, records: Sequence[NetRecord], teacher: Arch, task: Classification) -> dict[str, Subnet]:
-        """The nets that stand out, each trained alone for a while, by id.
+        """The nets that stand out, each trained alone for a while, by the id of the architecture.
 
         Whether that paid is told, and decides nothing: test images are looked at once.
         """
         ids = list(dict.fromkeys(pick.id for pick in stand_out(records, self.config)))[:TUNED]
-        wanted = [Arch.parse(record.arch) for record in records if record.id in ids]
+        wanted = dict.fromkeys(Arch.parse(record.arch) for record in records if record.id in ids)
         tuned = {arch.id: self.training.tune(arch, teacher, task, self.budget.tune_steps) for arch in wanted}
         return {name: subnet for name, subnet in tuned.items() if subnet is not None}
 
@@ -329,15 +399,22 @@ class _Search:
         statistics: dict[str, torch.Tensor] = {}
         with self.progress.task("judging on test images", len(nets), "nets") as advance, timed(TEST):
             for net in nets:
-                subnet = calibrated_subnet(self.training.averaged, Arch.parse(net.arch), task)
-                statistics |= {f"{net.id}.{name}": value for name, value in subnet.named_buffers()}
-                tested = replace(net, test_accuracy=judge(subnet, task, "test").metric)
-                if net.role == "front" and net.id in tuned:
-                    tested = replace(tested, tuned_accuracy=judge(tuned[net.id], task, "test").metric)
+                arch = Arch.parse(net.arch)
+                subnet = calibrated_subnet(self.training.averaged, arch, task)
+                statistics |= {f"{arch.id}.{name}": value for name, value in subnet.named_buffers()}
+                tested = replace(net, test_accuracy=self._test_accuracy(subnet, net, task))
+                if net.role == "front" and arch.id in tuned:
+                    tested = replace(tested, tuned_accuracy=self._test_accuracy(tuned[arch.id], net, task))
                 self.store.put_net(tested)
                 advance(1)
         self.store.save_checkpoint(STATISTICS, statistics, {})
         self.store.add_seconds({TEST: sum(take().values())})
+
+    def _test_accuracy(self, subnet: Subnet, net: NetRecord, task: Classification) -> float:
+        """In torch; of a net of another precision, as a file in its runtime."""
+        if net.precision in (None, NATIVE):
+            return judge(subnet, task, "test").metric
+        return judge_in_runtime(subnet.cpu(), self._loss.targets[net.precision], task, "test").accuracy
 
     def _evaluation(self, arch: Arch) -> Evaluation:
         """The latest of an architecture."""
@@ -346,17 +423,17 @@ class _Search:
             raise NatdeployError(f"{arch.id} could not be evaluated ({self.store.failures()[str(arch)]}), and the run needs it")
         return evaluation
 
-    def _record(self, role: str, arch: Arch, objectives: Objectives) -> NetRecord:
-        genotype = self.setting.space.encode(arch)[None]
+    def _record(self, role: str, genotype: Genotypes, objectives: Objectives) -> NetRecord:
+        arch, precision = self.problem.space.decode(genotype), self.problem.space.precision_of(genotype)
         predicted, now = (
-            {name: float(known.cheap[name](genotype)[0]) for name in self.problem.reachable}
+            {name: float(known.cheap[name](genotype[None])[0]) for name in self.problem.reachable}
             for known in (self.problem.objectives, objectives)
         )
         return NetRecord(
             arch=str(arch),
-            id=arch.id,
+            id=arch.id if precision in (None, NATIVE) else f"{arch.id}-{precision}",
             role=role,
-            validation_accuracy=self._evaluation(arch).accuracy,
+            validation_accuracy=self._verdicts(genotype[None])[0].accuracy,
             test_accuracy=None,
             predicted_ms=predicted[LATENCY],
             measured_p50_ms=None,
@@ -367,4 +444,5 @@ class _Search:
             macs=round(predicted["macs"]),
             estimated=LATENCY in self.problem.estimated,
             objectives=now,
+            precision=precision,
         )

@@ -6,6 +6,8 @@ The functions but `convert` need only numpy and onnxruntime, and run on Python 3
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import tempfile
@@ -37,6 +39,31 @@ _PROVIDERS: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
 OPSET = 17
 """Read by every ONNX Runtime since 1.13, by OpenVINO and by TensorRT 8.6 and later."""
 INPUT, OUTPUT = "input", "output"
+
+
+@dataclass(frozen=True)
+class Int8:
+    """How a file is quantised. The defaults are what lost least where it was measured (docs/quantisation.md).
+
+    Attributes:
+        ranges: of activations: `minmax`, the extremes over all images; `average`, a moving average of each image's; `percentile`
+            and `entropy` cut off what is rare.
+        percentile: of `percentile`.
+        per_channel: of weights, else one scale a layer, which ruins depthwise layers.
+        first: whether the first convolution is quantised.
+        last: whether the classifier is.
+        gates: whether squeeze-and-excitation is.
+    """
+
+    ranges: str = "minmax"
+    percentile: float = 99.99
+    per_channel: bool = True
+    first: bool = True
+    last: bool = True
+    gates: bool = True
+
+
+INT8 = Int8()
 
 
 @dataclass(frozen=True)
@@ -74,6 +101,7 @@ def convert(
     precision: str = "fp32",
     dynamic_size: bool,
     calibration: Sequence[torch.Tensor] | None = None,
+    int8: Int8 = INT8,
 ) -> None:
     """Writes an ONNX file whose batch normalisation is folded into its convolutions. An existing file is replaced atomically.
 
@@ -85,6 +113,7 @@ def convert(
             weights, one scale a channel, and activations (QuantizeLinear, DequantizeLinear).
         dynamic_size: height and width may differ from the example's.
         calibration: inputs that quantisation learns its ranges from; the example alone by default.
+        int8: how to quantise.
     """
     import torch
 
@@ -109,7 +138,7 @@ def convert(
         if precision == "fp16":
             halve(temporary)
         elif precision == "int8":
-            _quantise(temporary, [example] if calibration is None else calibration)
+            _quantise(temporary, [example] if calibration is None else calibration, int8)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -129,7 +158,7 @@ def halve(path: Path) -> None:
     onnx.save(model, path)
 
 
-def _quantise(path: Path, calibration: Sequence[torch.Tensor]) -> None:
+def _quantise(path: Path, calibration: Sequence[torch.Tensor], int8: Int8) -> None:
     """Quantises a file in place.
 
     Activations are unsigned, because ONNX Runtime has fewer signed 8-bit operators on CPUs: with them a MobileNetV2 takes twice as
@@ -137,19 +166,47 @@ def _quantise(path: Path, calibration: Sequence[torch.Tensor]) -> None:
     """
     from onnxruntime import quantization
 
+    methods = quantization.CalibrationMethod
+    method = {"percentile": methods.Percentile, "entropy": methods.Entropy}.get(int8.ranges, methods.MinMax)
     with tempfile.TemporaryDirectory() as folder:
         # Folds what stands between weights and convolutions, which would otherwise stay in fp32.
         prepared = Path(folder, "prepared.onnx")
         quantization.quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-        quantization.quantize_static(
-            str(prepared),
-            str(path),
-            _Reader(calibration),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # some of the methods tell how they get on
+            quantization.quantize_static(
+                str(prepared),
+                str(path),
+                _Reader(calibration),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=int8.per_channel,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                calibrate_method=method,
+                nodes_to_exclude=_kept(prepared, int8),
+                extra_options={"CalibMovingAverage": int8.ranges == "average", "CalibPercentile": int8.percentile},
+            )
+
+
+def _kept(path: Path, int8: Int8) -> list[str]:
+    """Names of the nodes that are not to be quantised."""
+    import onnx
+
+    nodes = onnx.load(path).graph.node
+    made_by = {name: node for node in nodes for name in node.output}
+    weighted = [node.name for node in nodes if node.op_type in {"Conv", "Gemm", "MatMul"}]
+    kept = weighted[: not int8.first] + weighted[len(weighted) - (not int8.last) :]
+    gates = {node.output[0] for node in nodes if node.op_type == "HardSigmoid"}
+    for node in nodes if not int8.gates else ():
+        # A gate begins at the mean over a map and ends where the map is multiplied; h-swish multiplies by its own input.
+        for gate in gates.intersection(node.input):
+            chain, at = [node.name], made_by.get(gate)
+            while at is not None and at.op_type != "GlobalAveragePool":
+                chain.append(at.name)
+                at = made_by.get(at.input[0])
+            others = set(node.input) - {gate}
+            if at is not None and made_by[gate].input[0] not in others:
+                kept += [*chain, at.name]
+    return kept
 
 
 class _Reader:

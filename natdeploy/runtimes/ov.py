@@ -32,6 +32,32 @@ DELEGATES: tuple[str, ...] = ("cpu", "gpu", "npu")
 INPUT, OUTPUT = "input", "output"
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 """Precision of what is not quantised. Without a hint, CPUs that know bf16 compute in it and say nothing."""
+FLOOR = 0.01
+"""NNCF quantises no channel more finely than one whose largest weight is this share of the layer's largest."""
+
+
+@dataclass(frozen=True)
+class Int8:
+    """How a model is quantised. The defaults are what lost least where it was measured (docs/quantisation.md).
+
+    Attributes:
+        ranges: of activations: `minmax`, the extremes over all images; `average`, the mean of each image's; `percentile`, that of
+            each image's 99.99th; `histogram`, of least error; `default`, NNCF's.
+        per_channel: of weights, else one scale a layer, which ruins depthwise layers.
+        bias_correction: `none`, `fast` or `full`. The fast one makes layers worse whose channels are below FLOOR.
+        uneven: whether depthwise convolutions are quantised that have channels below FLOOR. Such channels lose most of their
+            bits: folded batch normalisation makes some a thousand times smaller than others.
+        gates: whether squeeze-and-excitation's product is.
+    """
+
+    ranges: str = "minmax"
+    per_channel: bool = True
+    bias_correction: str = "fast"
+    uneven: bool = False
+    gates: bool = True
+
+
+INT8 = Int8()
 
 
 @dataclass
@@ -85,6 +111,7 @@ def convert(
     precision: str = "fp32",
     dynamic_size: bool,
     calibration: Sequence[torch.Tensor] | None = None,
+    int8: Int8 = INT8,
 ) -> None:
     """Writes a file of OpenVINO's intermediate representation and its weights beside it. Existing files are replaced.
 
@@ -97,6 +124,7 @@ def convert(
         precision: of the file: `int8` quantises it, `fp16` keeps its weights in float16; `fp32` and `bf16` are one file.
         dynamic_size: height and width may differ from the example's.
         calibration: inputs that quantisation learns its ranges from; the example alone by default.
+        int8: how to quantise.
 
     Raises:
         ImportError: the library is missing, or NNCF, which quantises.
@@ -114,7 +142,7 @@ def convert(
     model.inputs[0].get_tensor().set_names({INPUT})
     model.outputs[0].get_tensor().set_names({OUTPUT})
     if precision == "int8":
-        model = _quantised(model, [example] if calibration is None else calibration)
+        model = _quantised(model, [example] if calibration is None else calibration, int8)
     if dynamic_size:
         model.reshape([*example.shape[:2], *[-1 for _ in example.shape[2:]]])
     model.set_rt_info(precision, ["natdeploy", "precision"])
@@ -130,19 +158,56 @@ def convert(
             leftover.unlink(missing_ok=True)
 
 
-def _quantised(model: Any, calibration: Sequence[torch.Tensor]) -> Any:
+def _quantised(model: Any, calibration: Sequence[torch.Tensor], int8: Int8) -> Any:
     """The model with 8-bit weights and activations, these with zero points, because hswish and projections go below zero."""
     with _quiet():
         import nncf
+        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
+        from nncf.quantization.range_estimator import RangeEstimatorParameters, RangeEstimatorParametersSet
 
-        data = nncf.Dataset([each.cpu().numpy() for each in calibration])
+        ranges = {
+            "minmax": RangeEstimatorParametersSet.MINMAX,
+            "average": RangeEstimatorParametersSet.MEAN_MINMAX,
+            "percentile": RangeEstimatorParametersSet.MEAN_QUANTILE,
+            "histogram": RangeEstimatorParametersSet.HISTOGRAM,
+            "default": RangeEstimatorParameters(),
+        }
         return nncf.quantize(
             model,
-            data,
+            nncf.Dataset([each.cpu().numpy() for each in calibration]),
             preset=nncf.QuantizationPreset.MIXED,
             target_device=nncf.TargetDevice.CPU,
             subset_size=len(calibration),
+            fast_bias_correction=int8.bias_correction != "full",
+            ignored_scope=nncf.IgnoredScope(names=_kept(model, int8)),
+            advanced_parameters=AdvancedQuantizationParameters(
+                disable_bias_correction=int8.bias_correction == "none",
+                activations_range_estimator_params=ranges[int8.ranges],
+                weights_quantization_params=None if int8.per_channel else QuantizationParameters(per_channel=False),
+            ),
         )
+
+
+def _kept(model: Any, int8: Int8) -> list[str]:
+    """Names of the operators that are not to be quantised."""
+    kept = []
+    for operator in model.get_ordered_ops():
+        kind, inputs = operator.get_type_name(), [value.get_node() for value in operator.input_values()]
+        if kind == "GroupConvolution" and not int8.uneven and _is_uneven(inputs[1]):
+            kept.append(operator.get_friendly_name())
+        if kind == "Multiply" and not int8.gates and any(each.get_type_name() == "HSigmoid" for each in inputs):
+            kept.append(operator.get_friendly_name())
+    return kept
+
+
+def _is_uneven(weights: Any) -> bool:
+    """Whether a layer's weights, (groups, ...), have channels below FLOOR."""
+    import numpy as np
+
+    while weights.get_type_name() != "Constant":  # of the traced shape or type
+        weights = weights.input_value(0).get_node()
+    largest = np.abs(weights.data.reshape(len(weights.data), -1)).max(axis=1)
+    return bool((largest < FLOOR * largest.max()).any())
 
 
 @contextlib.contextmanager

@@ -29,6 +29,25 @@ LIBRARIES = ("ai_edge_litert", "tflite_runtime")
 
 
 @dataclass(frozen=True)
+class Int8:
+    """How a file is quantised. The defaults are what lost least where it was measured (docs/quantisation.md).
+
+    Attributes:
+        ranges: of activations: `minmax`, the extremes over all images; `average`, ai-edge-quantizer's moving average of each
+            image's, which depends on the last twenty.
+        per_channel: of weights, else one scale a layer, which ruins depthwise layers.
+        kept: TFLite operators that stay in float32, such as `HARD_SWISH`.
+    """
+
+    ranges: str = "minmax"
+    per_channel: bool = True
+    kept: tuple[str, ...] = ()
+
+
+INT8 = Int8()
+
+
+@dataclass(frozen=True)
 class Session:
     """A loaded model; tensor numbers of its inputs and outputs."""
 
@@ -67,6 +86,7 @@ def convert(
     precision: str = PRECISIONS[0],
     dynamic_size: bool,
     calibration: Sequence[torch.Tensor] | None = None,
+    int8: Int8 = INT8,
 ) -> None:
     """Writes a .tflite file whose batch normalisation is folded into its convolutions. An existing file is replaced atomically.
 
@@ -81,6 +101,7 @@ def convert(
             activations; input and output stay float32.
         dynamic_size: height and width may differ from the example's.
         calibration: inputs that int8 ranges are taken from; the example alone when None.
+        int8: how to quantise.
 
     Raises:
         ImportError: the module needs litert-torch, or the precision ai-edge-quantizer, and there is none.
@@ -97,7 +118,7 @@ def convert(
     if precision == "fp16":
         content = _halve(content)
     elif precision == "int8":
-        content = _quantise(content, [example] if calibration is None else calibration)
+        content = _quantise(content, [example] if calibration is None else calibration, int8)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)
@@ -136,27 +157,35 @@ def _halve(content: bytes) -> bytes:
     return bytes(halved.quantized_model)
 
 
-def _quantise(content: bytes, calibration: Sequence[torch.Tensor]) -> bytes:
+def _quantise(content: bytes, calibration: Sequence[torch.Tensor], int8: Int8) -> bytes:
     """A file quantised by the ranges that its tensors have on some inputs."""
     import contextlib
     import io
     import warnings
 
     from ai_edge_litert.interpreter import Interpreter
-    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer import qtyping, quantizer
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
-    from ai_edge_quantizer.qtyping import TFLOperationName
+    from ai_edge_quantizer.calibrator import Calibrator
+    from ai_edge_quantizer.recipe_manager import RecipeManager
+    from ai_edge_quantizer.utils.qsv_utils import min_max_update, moving_average_update
 
+    recipe, operators = RecipeManager(), qtyping.TFLOperationName
+    granularity = qtyping.QuantGranularity.CHANNELWISE if int8.per_channel else qtyping.QuantGranularity.TENSORWISE
+    recipe.add_static_config(".*", operators.ALL_SUPPORTED, 8, 8, weight_granularity=granularity)
+    for kind in (operators.INPUT, operators.OUTPUT, *map(operators, int8.kept)):
+        recipe.add_quantization_config(".*", kind, algorithm_key=AlgorithmName.NO_QUANTIZE)
     ((key, ends),) = Interpreter(model_content=content).get_signature_list().items()
-    quantise = quantizer.Quantizer(content, recipe.static_wi8_ai8())
-    for end in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):
-        quantise.update_quantization_recipe(".*", end, algorithm_key=AlgorithmName.NO_QUANTIZE)
     data = {key: [{ends["inputs"][0]: each.numpy()} for each in calibration]}
     # It draws progress bars, and the interpreter advises against keeping all tensors, which is how it sees their ranges.
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ranges = quantise.calibrate(data, num_threads=1)
-        quantised: Any = quantise.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+        update = min_max_update if int8.ranges == "minmax" else moving_average_update
+        calibrator = Calibrator(content, num_threads=1, qsv_update_func=update)
+        calibrator.calibrate(data, recipe)
+        quantised: Any = quantizer.Quantizer(content, recipe.get_quantization_recipe()).quantize(
+            calibrator.get_model_qsvs(), enable_progress_bar=False, enable_progress_report=False
+        )
     return bytes(quantised.quantized_model)
 
 

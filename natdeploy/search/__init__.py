@@ -6,7 +6,7 @@ from natdeploy.search.distribution import Distribution
 from natdeploy.search.evolve import infill
 from natdeploy.search.feasible import reachable_range, smallest_feasible
 from natdeploy.search.nat import Adapt, Correct, Evaluate, NatSettings, RoundReport, Scores, SurrogateQuality, search
-from natdeploy.search.objectives import Constraint, Objectives, parse_constraint, show
+from natdeploy.search.objectives import Constraint, Objectives, by_precision, parse_constraint, show
 from natdeploy.search.surrogate import Knowledge
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "RoundReport",
     "Scores",
     "SurrogateQuality",
+    "by_precision",
     "choose",
     "infill",
     "non_dominated",

@@ -132,6 +132,10 @@ class Archive:
         self.errors = np.array(errors, dtype=np.float64)
         self.values = self.objectives.values(self.genotypes, self.errors)
 
+    def judged(self, rows: Indices, errors: npt.ArrayLike) -> None:
+        """Takes errors (k,) of rows as they were found in their precisions, in the place of what the loss says of them."""
+        self.values[rows, 0] = errors
+
     def replace_objectives(self, objectives: Objectives) -> None:
         """Takes other functions for the same objectives, after a predictor was corrected; who is feasible may change.
 

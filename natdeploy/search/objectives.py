@@ -123,6 +123,23 @@ def show(name: str, value: float) -> str:
     return f"{value / (scale or 1.0):.3g}{letter}"
 
 
+def by_precision(functions: Sequence[CheapObjective]) -> CheapObjective:
+    """Of the functions for one precision each, that of the precision in which each genotype ends.
+
+    Args:
+        functions: of genotypes (n, arch_variables), in the order of the space's precisions.
+    """
+
+    def value(genotypes: Genotypes) -> Floats:
+        result = np.empty(len(genotypes))
+        for code, function in enumerate(functions):
+            rows = genotypes[:, -1] == code
+            result[rows] = function(np.ascontiguousarray(genotypes[rows, :-1]))
+        return result
+
+    return value
+
+
 @dataclass(frozen=True)
 class Objectives:
     """What is minimised, and how the part that needs no network is computed.

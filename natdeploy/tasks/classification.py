@@ -161,9 +161,13 @@ class Classification:
         """Cross-entropy with label smoothing against labels (b,) or probabilities (b, classes)."""
         return cross_entropy(logits, targets.to(logits.device), label_smoothing=self.augmentation.label_smoothing)
 
+    def correct(self, logits: Tensor, targets: Tensor) -> int:
+        """How many images have their highest logit at their own class."""
+        return int((logits.argmax(dim=1) == targets.to(logits.device)).sum())
+
     def tally(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """How many images have their highest logit at their own class, and how many there are, (2,)."""
-        return torch.tensor([int((logits.argmax(dim=1) == targets.to(logits.device)).sum()), len(targets)])
+        """How many images are right, and how many there are, (2,)."""
+        return torch.tensor([self.correct(logits, targets), len(targets)])
 
     def metric(self, tally: Tensor) -> float:
         """Accuracy, 0..1."""

@@ -52,7 +52,14 @@ def test_what_is_not_said_is_the_pipelines_default(asked: list[SearchConfig]) ->
 
 def test_defaults_in_the_help_are_the_pipelines() -> None:
     parameters = inspect.signature(search).parameters
-    shared = parameters.keys() & SearchConfig.model_fields.keys() - {"data", "out", "constraints", "warm_start", "finetune_minutes"}
+    shared = parameters.keys() & SearchConfig.model_fields.keys() - {
+        "data",
+        "out",
+        "constraints",
+        "precisions",
+        "warm_start",
+        "finetune_minutes",
+    }
     for name in shared:
         default = SearchConfig.model_fields[name].default
         assert parameters[name].default == (list(default) if isinstance(default, tuple) else default), name
