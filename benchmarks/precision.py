@@ -107,7 +107,7 @@ class Fixed:
     def __init__(self, options: argparse.Namespace, seed: int) -> None:
         limit = parse_constraint(options.constraint)
         wide = replace(limit, bound=WIDER * limit.bound)
-        schedule = {"epochs": options.fixed_epochs, "warmup": 1.0, "final": 0.0}
+        schedule = {"epochs": options.fixed_epochs, "warmup": 1.0, "final": 0.0, "final_nets": 1}
         config = configured(options, "fixed", seed, constraints=(str(wide),), schedule=schedule, **FOR_ALL)
         pipeline.search(config, Silent())
         self.config = config

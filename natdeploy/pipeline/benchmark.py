@@ -17,7 +17,7 @@ from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.logs import log_to
 from natdeploy.pipeline.config import target_of
 from natdeploy.pipeline.export import export_net, latency_of
-from natdeploy.pipeline.finished import finished_nets, latency_limit_ms, load_subnet
+from natdeploy.pipeline.finished import finished_nets, latency_limit_ms, load_subnet, own_target
 from natdeploy.pipeline.search import LOG, read_config
 from natdeploy.progress import Progress, Silent
 from natdeploy.space import Arch
@@ -54,7 +54,7 @@ def benchmark(
             if (net.role, net.id) not in files:
                 files[net.role, net.id] = export_net(store, net)
         with tempfile.TemporaryDirectory() as converted:
-            targets = {net.id: replace(chosen, precision=net.precision or chosen.precision) for net in nets}
+            targets = {net.id: own_target(net, chosen) for net in nets}
             candidates = [_candidate(store, net, files[net.role, net.id], targets[net.id], Path(converted)) for net in nets]
             reference = next(each for net, each in zip(nets, candidates, strict=True) if net.role == "baseline")
             if any(candidate.model.parent == Path(converted) for candidate in candidates):

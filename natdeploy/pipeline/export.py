@@ -14,7 +14,7 @@ from natdeploy.errors import UsageError
 from natdeploy.export import Description, Latency, Preprocessing, write_bundle
 from natdeploy.logs import log_to
 from natdeploy.pipeline.config import target_of
-from natdeploy.pipeline.finished import finished_nets, load_subnet, select_nets
+from natdeploy.pipeline.finished import finished_nets, load_subnet, own_target, select_nets
 from natdeploy.pipeline.search import LOG, read_config
 from natdeploy.pipeline.setting import stored_convention, stored_task
 from natdeploy.progress import Progress, Silent
@@ -88,7 +88,7 @@ def export_net(store: RunStore, net: NetRecord) -> FileRecord:
         test_images=lambda: task.batches("test", arch.resolution, BATCH),
         validation_accuracy=net.validation_accuracy,
         test_accuracy=test_accuracy,
-        latency=latency_of(net, str(target_of(config))),
+        latency=latency_of(net, str(own_target(net, target_of(config)))),
     )
     (file,) = metadata.files
     record = FileRecord(

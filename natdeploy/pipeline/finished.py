@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from natdeploy.errors import UsageError
+from natdeploy.hardware.device import Target
 from natdeploy.pipeline.choice import choose_net
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.search import STATISTICS, read_config
@@ -57,6 +59,11 @@ def select_nets(nets: Sequence[NetRecord], config: SearchConfig, which: str) -> 
         return [net for net in nets if net.role == which]
     chosen = choose_net(nets, config, which).id
     return [net for net in nets if net.role == "front" and net.id == chosen]
+
+
+def own_target(net: NetRecord, target: Target) -> Target:
+    """A target in the precision that the search chose for a net, if it chose one."""
+    return replace(target, precision=net.precision or target.precision)
 
 
 def latency_limit_ms(config: SearchConfig) -> float:
