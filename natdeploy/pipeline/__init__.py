@@ -10,7 +10,7 @@ from natdeploy.pipeline.finished import files, load_subnet, nets
 from natdeploy.pipeline.plan import Plan, plan
 from natdeploy.pipeline.predict import PredictedLatency, predict
 from natdeploy.pipeline.profile import ProfileResult, profile
-from natdeploy.pipeline.report import ReportResult, report
+from natdeploy.pipeline.report import ReportResult, report, write_archive
 from natdeploy.pipeline.search import resume, search
 from natdeploy.pipeline.supernet import ImportResult, WeightsInfo, supernet_import, supernet_info
 from natdeploy.pipeline.tables import TableDetails, TableLine, TableMerge, tables_diff, tables_list, tables_merge, tables_show
@@ -50,4 +50,5 @@ __all__ = [
     "tables_list",
     "tables_merge",
     "tables_show",
+    "write_archive",
 ]

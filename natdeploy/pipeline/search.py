@@ -413,7 +413,7 @@ class _Search:
     def _test_accuracy(self, subnet: Subnet, net: NetRecord, task: Classification) -> float:
         """In torch; of a net of another precision, as a file in its runtime."""
         if net.precision in (None, NATIVE):
-            return judge(subnet, task, "test").accuracy
+            return judge(subnet, task, "test").metric
         return judge_in_runtime(subnet.cpu(), self._loss.targets[net.precision], task, "test").accuracy
 
     def _evaluation(self, arch: Arch) -> Evaluation:

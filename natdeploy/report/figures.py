@@ -154,6 +154,7 @@ def front_figure(nets: Sequence[NetRecord], picks: Sequence[Pick], limit_ms: flo
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
         "annotations": [
             {
+                "name": anchor(net),
                 "x": latency,
                 "y": errors[net.role, net.id],
                 "text": f"<b>{escape(', '.join(names))}</b>",
@@ -188,6 +189,46 @@ def front_figure(nets: Sequence[NetRecord], picks: Sequence[Pick], limit_ms: flo
             }
         )
     return {"data": data, "layout": layout}
+
+
+def agreement_figure(nets: Sequence[NetRecord]) -> Figure | None:
+    """Predicted against measured latency with the line on which they agree; None with fewer than two nets that have both."""
+    pairs = [(net, net.measured_p50_ms, net.predicted_ms) for net in by_latency(nets)]
+    known = [(net, measured, guess) for net, measured, guess in pairs if measured is not None and guess is not None]
+    if len(known) < 2:
+        return None
+    ends = [min(min(x, y) for _, x, y in known), max(max(x, y) for _, x, y in known)]
+    guessed = "estimated" if any(net.estimated for net, _, _ in known) else "predicted"
+    return {
+        "data": [
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": ends,
+                "y": ends,
+                "line": {"color": "--muted", "width": 1, "dash": "dot"},
+                "hoverinfo": "skip",
+            },
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [x for _, x, _ in known],
+                "y": [y for _, _, y in known],
+                "customdata": [anchor(net) for net, _, _ in known],
+                "hovertext": [f"<b>{escape(net.id)}</b> {100 * (y / x - 1):+.1f} %" for net, x, y in known],
+                "hovertemplate": "%{hovertext}<extra></extra>",
+                "marker": {"size": 9, "color": "--accent"},
+            },
+        ],
+        "layout": {
+            **_LAYOUT,
+            "height": 320,
+            "margin": {"l": 60, "r": 16, "t": 16, "b": 46},
+            "xaxis": _axis("measured latency (p50), ms"),
+            "yaxis": _axis(f"{guessed} latency, ms"),
+            "showlegend": False,
+        },
+    }
 
 
 def history_figure(rounds: Sequence[Round]) -> Figure:

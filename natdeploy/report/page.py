@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from statistics import median
 from typing import Protocol
 
 from natdeploy.files import write_atomic
-from natdeploy.report.figures import AccuracyKind, Figure, Round, accuracy, accuracy_kind, anchor, front_figure, history_figure
+from natdeploy.report.axes import ERROR, LATENCY, Axis, axes
+from natdeploy.report.drawing import picture
+from natdeploy.report.figures import (
+    AccuracyKind,
+    Figure,
+    Round,
+    accuracy,
+    accuracy_kind,
+    agreement_figure,
+    anchor,
+    front_figure,
+    history_figure,
+)
 from natdeploy.report.markup import Markup, element, join
 from natdeploy.report.tables import (
     ESTIMATED,
@@ -27,8 +39,8 @@ from natdeploy.report.tables import (
     predicted,
     quantity,
 )
-from natdeploy.space import Arch
-from natdeploy.store import FileRecord, NetRecord
+from natdeploy.space import Arch, Block
+from natdeploy.store import FileRecord, LatencyRecord, NetRecord
 
 # The browser itself then refuses whatever would leave the page; plotly draws with inline styles and saves images through blobs.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -91,6 +103,10 @@ class PageData:
         splits: images by split.
         settings: resolved configuration.
         environment: what the numbers were obtained with: processor, governor, versions.
+        latencies: of the nets, on any target.
+        blocks: of each net, by the text of its architecture.
+        block_ms: predicted latency of each of them alone, milliseconds; empty where nobody knows.
+        undrawn: why there are no blocks or no latencies of them; None where there are.
     """
 
     title: str
@@ -111,6 +127,10 @@ class PageData:
     splits: Mapping[str, int]
     settings: Mapping[str, str]
     environment: Mapping[str, str]
+    latencies: Sequence[LatencyRecord] = ()
+    blocks: Mapping[str, Sequence[Block]] = field(default_factory=dict)
+    block_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    undrawn: str | None = None
 
 
 def write_page(path: Path, data: PageData) -> None:
@@ -125,16 +145,13 @@ def write_page(path: Path, data: PageData) -> None:
 def render(data: PageData) -> str:
     """The page's text."""
     figures = _figures(data)
-    body = element("main", _header(data), *_sections(data, figures), _footer(data))
-    # Inside a script element only "</" and "<!--" could end or hide anything; no "<" is left that could begin either.
-    scripts = [
-        element(
-            "script", Markup(json.dumps(figures, allow_nan=False).replace("<", "\\u003c")), type="application/json", id="figures"
-        )
-    ]
+    choices = axes(data.nets, data.files, data.latencies) if "front" in figures else {}
+    body = element("main", _header(data), *_sections(data, figures, choices), _footer(data))
+    scripts = [_json("figures", figures)]
     if figures:
         from plotly.offline import get_plotlyjs
 
+        scripts.append(_json("axes", {name: asdict(axis) for name, axis in choices.items()}))
         scripts += [element("script", Markup(get_plotlyjs())), element("script", Markup(_asset("page.js")))]
     head = join(
         Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
@@ -143,6 +160,12 @@ def render(data: PageData) -> str:
         element("style", Markup(_asset("page.css"))),
     )
     return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{join(body, *scripts)}\n</body>\n</html>\n'
+
+
+def _json(name: str, value: object) -> Markup:
+    # Inside a script element only "</" and "<!--" could end or hide anything; no "<" is left that could begin either.
+    text = json.dumps(value, allow_nan=False).replace("<", "\\u003c")
+    return element("script", Markup(text), type="application/json", id=name)
 
 
 def _asset(name: str) -> str:
@@ -155,6 +178,8 @@ def _figures(data: PageData) -> dict[str, Figure]:
         figures["front"] = front_figure(data.nets, data.picks, data.latency_limit_ms)
     if len(data.rounds) > 1:
         figures["history"] = history_figure(data.rounds)
+    if (agreement := agreement_figure(data.nets)) is not None:
+        figures["agreement"] = agreement
     return figures
 
 
@@ -168,15 +193,17 @@ def _header(data: PageData) -> Markup:
     return element("header", element("h1", data.title), element("p", " · ".join(facts)), warning)
 
 
-def _sections(data: PageData, figures: Mapping[str, Figure]) -> Iterable[Markup]:
+def _sections(data: PageData, figures: Mapping[str, Figure], choices: Mapping[str, Axis]) -> Iterable[Markup]:
     if data.picks:
         yield _picks(data)
     if "front" in figures:
-        yield _section("Error against latency", _plot("front"), _front_note(data))
+        yield _section("Front", _selects(choices), _plot("front"), _front_note(data))
     if data.nets:
         yield _section("Nets", _nets(data), class_="long")
     if data.rounds:
         yield _section("Search", _history(data, drawn="history" in figures))
+    if "agreement" in figures:
+        yield _section("Predicted against measured", _plot("agreement"))
     predictor = Markup() if data.quality is None else _quality(data, data.quality)
     yield element("div", element("div", predictor, _data(data)), element("div", _time(data)), class_="columns")
     yield _section("To get this again", element("pre", data.command), _pairs(data.settings), class_="long")
@@ -189,6 +216,18 @@ def _footer(data: PageData) -> Markup:
 
 def _section(title: str, *children: str, class_: str = "") -> Markup:
     return element("section", element("h2", title), *children, class_=class_)
+
+
+def _selects(choices: Mapping[str, Axis]) -> Markup:
+    """What the two axes of the front show."""
+
+    def select(name: str, label: str, chosen: str) -> Markup:
+        options = (
+            element("option", axis.title, value=key, **({"selected": ""} if key == chosen else {})) for key, axis in choices.items()
+        )
+        return element("label", label, element("select", *options, id=name))
+
+    return element("div", select("across", "across ", LATENCY), select("up", "up ", ERROR), class_="axes")
 
 
 def _plot(name: str) -> Markup:
@@ -241,7 +280,7 @@ def _front_note(data: PageData) -> Markup:
     sentences = [f"Accuracy is of the {kind} images; latency is of one image, the median of n runs (p50)."]
     if any(net.measured_p50_ms is None for net in data.nets):
         sentences.append(f"Hollow marks: latency {'estimated' if data.estimate else 'predicted'}, not yet measured.")
-    sentences.append("The line joins the nets of the front that no other one beats in both; a click on a mark leads to its row.")
+    sentences.append("The line joins the nets of the front that no other one beats in both; a click on a mark opens its row.")
     errors = [abs(net.predicted_ms / net.measured_p50_ms - 1) for net in front if net.predicted_ms and net.measured_p50_ms]
     if errors:
         what = "Estimated" if data.estimate else "Predicted"
@@ -252,7 +291,7 @@ def _front_note(data: PageData) -> Markup:
 def _nets(data: PageData) -> Markup:
     extra = further(data.nets)
     head = element("tr", element("th", "net"), *(element("th", each, class_="number") for each in (*_COLUMNS, *extra)))
-    bodies = [_net(net, _files_of(net, data.files), data.picks, extra) for net in by_latency(data.nets)]
+    bodies = [_net(net, data, extra) for net in by_latency(data.nets)]
     table = element("table", element("thead", head), *bodies, class_="nets")
     note = element(
         "p",
@@ -270,8 +309,9 @@ def _files_of(net: NetRecord, files: Iterable[FileRecord]) -> list[FileRecord]:
     return [file for file in files if (file.role, file.id, file.refused) == (net.role, net.id, None)]
 
 
-def _net(net: NetRecord, files: Sequence[FileRecord], picks: Sequence[Pick], extra: Sequence[str]) -> Markup:
-    tags = [element("span", label, class_=f"tag {net.role}") for label in labels(net, picks)]
+def _net(net: NetRecord, data: PageData, extra: Sequence[str]) -> Markup:
+    files = _files_of(net, data.files)
+    tags = [element("span", label, class_=f"tag {net.role}") for label in labels(net, data.picks)]
     if net.unstable:
         tags.append(element("span", "unstable", class_="tag unstable", title="processes differ by more than 3 %"))
     off = MISSING
@@ -296,7 +336,50 @@ def _net(net: NetRecord, files: Sequence[FileRecord], picks: Sequence[Pick], ext
     numbers = element("tr", element("th", net.id, *tags), *(element("td", cell, class_="number") for cell in cells))
     links = element("span", *(element("a", Path(file.path).name, href=file.path) for file in files), class_="files")
     arch = element("tr", element("td", links, net.arch, class_="arch", colspan=str(len(cells) + 1)))
-    return element("tbody", numbers, arch, id=anchor(net))
+    shown = element("tr", element("td", _details(net, data), class_="shape", colspan=str(len(cells) + 1)))
+    return element("tbody", numbers, arch, shown, id=anchor(net))
+
+
+_LEGEND = (
+    "A box is a block: as wide as its output has channels (the number below it), as high as that has pixels, both by square root; "
+    "k is the kernel, e the expansion; an outlined box lowers the resolution."
+)
+
+
+def _details(net: NetRecord, data: PageData) -> Markup:
+    """What a net looks like, what its blocks cost, and its files; closed until somebody asks."""
+    parts: list[str] = []
+    if blocks := data.blocks.get(net.arch):
+        block_ms = data.block_ms.get(net.arch)
+        bars = " Bars: latency of the block run alone, predicted, µs; their sum is not the network's latency." if block_ms else ""
+        parts += [element("div", picture(blocks, block_ms), class_="wide"), element("p", _LEGEND + bars, class_="note")]
+    if data.undrawn:
+        parts.append(element("p", data.undrawn, class_="note"))
+    files = [file for file in data.files if (file.role, file.id) == (net.role, net.id)]
+    parts.append(_file_table(files) if files else element("p", "No files were exported.", class_="note"))
+    return element("details", element("summary", "blocks and files"), *parts)
+
+
+def _file_table(files: Sequence[FileRecord]) -> Markup:
+    head = ("file", "format", "precision", "size, MB", "valid., %", "test, %", "same class as torch, %", "")
+    rows = []
+    for file in files:
+        # versions before the size was kept wrote 0
+        size = f"{file.size_mb:.2f}" if file.size_mb else MISSING
+        name = Path(file.path).name if file.refused else element("a", Path(file.path).name, href=file.path)
+        numbers = (size, percent(file.validation_accuracy), percent(file.test_accuracy), percent(file.agreement))
+        rows.append(
+            element(
+                "tr",
+                element("td", name),
+                element("td", file.format),
+                element("td", file.precision),
+                *(element("td", number, class_="number") for number in numbers),
+                element("td", f"refused: {file.refused}" if file.refused else ""),
+            )
+        )
+    heads = (element("th", each, class_="number" if "," in each else "") for each in head)
+    return element("table", element("thead", element("tr", *heads)), element("tbody", *rows), class_="exported")
 
 
 def _history(data: PageData, *, drawn: bool) -> Markup:

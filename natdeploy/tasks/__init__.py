@@ -3,8 +3,10 @@
 from natdeploy.tasks.augment import Augmentation
 from natdeploy.tasks.classification import Classification
 from natdeploy.tasks.data import ImageSet, Splits, scan_images, split
+from natdeploy.tasks.masks import Masked, MaskSet, decode_masks, scan_masks, split_masks
 from natdeploy.tasks.named import NAMED, NamedSet, Recipe, named_set, open_named
 from natdeploy.tasks.pixels import Pixels, PixelSource, decode, open_pixels
+from natdeploy.tasks.segmentation import MaskAugmentation, Segmentation
 from natdeploy.tasks.task import SplitName, Task
 
 __all__ = [
@@ -12,17 +14,24 @@ __all__ = [
     "Augmentation",
     "Classification",
     "ImageSet",
+    "MaskAugmentation",
+    "MaskSet",
+    "Masked",
     "NamedSet",
     "PixelSource",
     "Pixels",
     "Recipe",
+    "Segmentation",
     "SplitName",
     "Splits",
     "Task",
     "decode",
+    "decode_masks",
     "named_set",
     "open_named",
     "open_pixels",
     "scan_images",
+    "scan_masks",
     "split",
+    "split_masks",
 ]

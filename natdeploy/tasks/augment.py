@@ -106,7 +106,7 @@ def draw_views(n: int, size: int, rng: np.random.Generator, augmentation: Augmen
     instead of drawn again, so that every view costs the same draws.
     """
     area = size**2 * rng.uniform(*augmentation.scale, n)
-    ratio = _log_uniform(augmentation.ratio, n, rng)
+    ratio = log_uniform(augmentation.ratio, n, rng)
     sides = np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], axis=1)
     extent = np.clip(np.rint(sides), 1, size).astype(np.int64)
     corner = rng.integers(0, size - extent, endpoint=True)
@@ -115,7 +115,7 @@ def draw_views(n: int, size: int, rng: np.random.Generator, augmentation: Augmen
     return Views(np.concatenate([corner, extent], axis=1), flips & flip, *factors)
 
 
-def _log_uniform(bounds: tuple[float, float], n: int, rng: np.random.Generator) -> Floats:
+def log_uniform(bounds: tuple[float, float], n: int, rng: np.random.Generator) -> Floats:
     """(n,) numbers whose logarithms are evenly spread, as ratios should be."""
     return np.exp(rng.uniform(math.log(bounds[0]), math.log(bounds[1]), n))
 
@@ -185,7 +185,7 @@ def jitter(images: Tensor, views: Views, mean: Tensor, std: Tensor) -> Tensor:
 def draw_erased(n: int, rng: np.random.Generator, share: float) -> Floats:
     """(n, 4): top, left, height and width of what is erased, as shares of an image's side; 0 for what stays whole."""
     area = rng.uniform(*ERASED_AREA, n)
-    ratio = _log_uniform(ERASED_RATIO, n, rng)
+    ratio = log_uniform(ERASED_RATIO, n, rng)
     extent = np.minimum(np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], axis=1), 1)
     boxes = np.concatenate([rng.random((n, 2)) * (1 - extent), extent], axis=1)
     return boxes * (rng.random((n, 1)) < share)

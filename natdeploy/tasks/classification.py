@@ -25,6 +25,7 @@ from natdeploy.tasks.augment import (
     resize,
 )
 from natdeploy.tasks.data import Indices, Splits, balanced_order
+from natdeploy.tasks.epochs import Epochs
 from natdeploy.tasks.pixels import PixelSource
 from natdeploy.tasks.task import SplitName
 
@@ -77,7 +78,7 @@ class Classification:
         self._mean = torch.tensor(mean, dtype=torch.float32, device=self.device)
         self._std = torch.tensor(std, dtype=torch.float32, device=self.device)
         self._indices = {part.name: np.array(getattr(splits, part.name)) for part in fields(splits)}
-        self._epochs: dict[int, Indices] = {}
+        self._order = Epochs(self._indices["train"], [seed, _ORDER])
         self._resized: dict[tuple[SplitName, int, int, int, int | None], tuple[Tensor, Indices]] = {}
 
     @property
@@ -127,20 +128,6 @@ class Classification:
     def _labels(self, index: Indices) -> Tensor:
         return self.pixels.labels[torch.from_numpy(index)].to(self.device)
 
-    def _order(self, start: int, count: int) -> Indices:
-        """Images `start` to `start + count` of the endless sequence of epochs, each a permutation of its own."""
-        length = len(self._indices["train"])
-        epochs = range(start // length, (start + count - 1) // length + 1)
-        # A permutation of a million takes as long as a training step, so those in use are kept.
-        self._epochs = {epoch: self._epoch(epoch) for epoch in epochs}
-        sequence = np.concatenate([self._epochs[epoch] for epoch in epochs])
-        first = start - epochs[0] * length
-        return sequence[first : first + count]
-
-    def _epoch(self, epoch: int) -> Indices:
-        known = self._epochs.get(epoch)
-        return self._rng(_ORDER, epoch).permutation(self._indices["train"]) if known is None else known
-
     def batches(
         self, split: SplitName, resolution: int, batch_size: int, limit: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -177,3 +164,11 @@ class Classification:
     def correct(self, logits: Tensor, targets: Tensor) -> int:
         """How many images have their highest logit at their own class."""
         return int((logits.argmax(dim=1) == targets.to(logits.device)).sum())
+
+    def tally(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """How many images are right, and how many there are, (2,)."""
+        return torch.tensor([self.correct(logits, targets), len(targets)])
+
+    def metric(self, tally: Tensor) -> float:
+        """Accuracy, 0..1."""
+        return float(tally[0]) / float(tally[1])

@@ -11,14 +11,15 @@ SplitName = Literal["train", "validation", "calibration", "test"]
 
 
 class Task(Protocol):
-    """Data, loss and metric of one thing to learn."""
+    """Data, loss and metric of one thing to learn: classes of whole images, or of every pixel."""
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the outputs, in order."""
 
     def train_batch(self, step: int, resolution: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Augmented inputs (b, 3, r, r) of one training step, and labels (b,) int64 or probabilities (b, classes) fp32.
+        """Augmented inputs (b, 3, h, w) of one training step, h = `resolution`, and what `loss` learns from, (b, ...): labels (b,)
+        int64 or probabilities (b, classes) fp32 of whole images, or labels (b, h, w) of pixels.
 
         The same for the same step, whatever came before.
         """
@@ -31,5 +32,8 @@ class Task(Protocol):
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean loss () over a batch."""
 
-    def correct(self, logits: Tensor, targets: Tensor) -> int:
-        """How many of a batch are right."""
+    def tally(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """What the metric needs to know of a batch: int64 counts that add up over batches."""
+
+    def metric(self, tally: Tensor) -> float:
+        """What is judged by, 0..1, the more the better, of the sum of all tallies."""

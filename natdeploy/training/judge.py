@@ -24,21 +24,21 @@ class Verdict:
     """A network, tried on images it does not learn from.
 
     Attributes:
-        correct: images it got right.
+        metric: of the task, 0..1: accuracy, or mean intersection over union.
         total: images it saw.
         loss: mean over the images.
         seconds: that extraction, calibration and images took.
     """
 
-    correct: int
+    metric: float
     total: int
     loss: float
     seconds: float
 
     @property
-    def accuracy(self) -> float:
-        """0 to 1."""
-        return self.correct / self.total
+    def correct(self) -> int:
+        """Images it got right, where the metric is their share."""
+        return round(self.metric * self.total)
 
 
 def calibrated_subnet(supernet: Supernet, arch: Arch, task: Task) -> Subnet:
@@ -65,14 +65,14 @@ def judge(subnet: Subnet, task: Task, split: SplitName, limit: int | None = None
     """A network in evaluation mode on the images of a split, or on the first `limit` of a fixed order of them."""
     start = time.perf_counter()
     device = next(subnet.parameters()).device
-    correct, total, loss = 0, 0, 0.0
+    tally, total, loss = torch.zeros((), dtype=torch.int64), 0, 0.0
     with timed("judging: forward passes"):
         for images, labels in _read(task.batches(split, subnet.arch.resolution, BATCH, limit)):
             logits = subnet(images.to(device)).cpu()
-            correct += task.correct(logits, labels)
+            tally = tally + task.tally(logits, labels)
             loss += float(task.loss(logits, labels)) * len(labels)
             total += len(labels)
-    return Verdict(correct, total, loss / total, time.perf_counter() - start)
+    return Verdict(task.metric(tally), total, loss / total, time.perf_counter() - start)
 
 
 def judge_arch(supernet: Supernet, arch: Arch, task: Task, split: SplitName, limit: int | None = None) -> Verdict | str:

@@ -109,8 +109,11 @@ class Unlucky:
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return self.task.loss(logits, targets)
 
-    def correct(self, logits: Tensor, targets: Tensor) -> int:
-        return self.task.correct(logits, targets)
+    def tally(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return self.task.tally(logits, targets)
+
+    def metric(self, tally: Tensor) -> float:
+        return self.task.metric(tally)
 
 
 def adapter_of(*, shards: int = 2) -> Adapter:

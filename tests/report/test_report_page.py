@@ -306,7 +306,7 @@ def test_what_is_missing_leaves_no_trace() -> None:
     read = Reader(render(bare))
     text = " ".join(read.text)
     assert "0 nets on the front" in text
-    for absent in ("Error against latency", "Latency predictor", "hypervolume", "Fastest first"):
+    for absent in ("across", "Latency predictor", "hypervolume", "Fastest first"):
         assert absent not in text
     assert len(read.scripts) == 1
     assert json.loads(read.scripts[0]) == {}

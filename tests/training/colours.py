@@ -46,8 +46,11 @@ class Colours:
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits, targets)
 
-    def correct(self, logits: Tensor, targets: Tensor) -> int:
-        return int((logits.argmax(1) == targets).sum())
+    def tally(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return torch.stack([(logits.argmax(1) == targets).sum(), torch.tensor(len(targets))])
+
+    def metric(self, tally: Tensor) -> float:
+        return float(tally[0] / tally[1])
 
 
 TASK: Task = Colours()

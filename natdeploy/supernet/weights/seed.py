@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from natdeploy.errors import WeightsError
 from natdeploy.space import Arch, SearchSpace
 from natdeploy.supernet.layers import Padding
 from natdeploy.supernet.subnet import Subnet
@@ -62,8 +63,10 @@ def write_seed(subnet: Subnet, path: Path, metadata: Mapping[str, str] | None = 
     The file states space, architecture, padding and epsilon itself; `metadata` adds to that, for example how images are normalised.
 
     Raises:
+        WeightsError: the subnet has a dense head.
         NatdeployError: the file cannot be written.
     """
+    require_classifier(dense=subnet.dense)
     known = stated(subnet.space, subnet.padding, subnet.norm_eps) | {"arch": str(subnet.arch)}
     write_file(path, without_counters(subnet.state_dict()), {**(metadata or {}), **known})
 
@@ -71,6 +74,12 @@ def write_seed(subnet: Subnet, path: Path, metadata: Mapping[str, str] | None = 
 def stated(space: SearchSpace, padding: Padding, norm_eps: float) -> dict[str, str]:
     """What our own files say about themselves; channels are read from the tensors."""
     return {"space": re.sub(r"_c\d+(_\d+){2,}$", "", space.name), "padding": padding, "norm_eps": f"{norm_eps:g}"}
+
+
+def require_classifier(*, dense: bool) -> None:
+    """Our files say nothing of dense heads and output strides yet, so what they hold would be read as something else."""
+    if dense:
+        raise WeightsError("a network with a dense head cannot be written to a file of weights yet; keep its state_dict")
 
 
 def without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

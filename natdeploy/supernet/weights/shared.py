@@ -13,7 +13,7 @@ from natdeploy.supernet.layers import Padding
 from natdeploy.supernet.network import Supernet
 from natdeploy.supernet.weights.files import write_file
 from natdeploy.supernet.weights.reader import read_seed
-from natdeploy.supernet.weights.seed import SUPERNET, Seed, stated, without_counters
+from natdeploy.supernet.weights.seed import SUPERNET, Seed, require_classifier, stated, without_counters
 
 
 def save_supernet(supernet: Supernet, path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -22,8 +22,10 @@ def save_supernet(supernet: Supernet, path: Path, metadata: Mapping[str, str] | 
     The file states space, width, padding and epsilon itself; `metadata` adds to that, for example how images are normalised.
 
     Raises:
+        WeightsError: the supernet has a dense head.
         NatdeployError: the file cannot be written.
     """
+    require_classifier(dense=supernet.dense is not None)
     known = stated(supernet.space, supernet.padding, supernet.norm_eps) | {"holds": SUPERNET}
     write_file(path, without_counters(supernet.state_dict()), {**(metadata or {}), **known})
 
