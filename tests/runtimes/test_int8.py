@@ -81,7 +81,7 @@ def runtime(request: pytest.FixtureRequest) -> Any:
     module = RUNTIMES[request.param]
     for library in (NEEDED[module.NAME], *({"tflite": ["ai_edge_litert"]}.get(module.NAME, []))):
         if importlib.util.find_spec(library) is None:
-            pytest.skip(f"{library} is not installed here")
+            pytest.skip(f"{library} is not installed here; pip install {library.replace('_', '-')}")
     return module
 
 
