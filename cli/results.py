@@ -26,6 +26,10 @@ def show_report(result: ReportResult, *, as_json: bool) -> None:
     total = sum(result.seconds.values())
     parts = (f"{stage} {100 * seconds / total:.1f} %" for stage, seconds in result.seconds.items() if seconds)
     typer.echo(f"\ntime: {total:.0f} s; {', '.join(parts)}")
+    if (spent := result.adaptation) is not None:
+        typer.echo(
+            f"adaptation: architecture {spent.architecture_s:.0f} s, parameters {spent.parameters_s:.0f} s of this run's machine"
+        )
     typer.echo(f"report: {result.page}")
 
 

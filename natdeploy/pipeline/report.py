@@ -7,7 +7,7 @@ import io
 import math
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from natdeploy.files import write_atomic
 from natdeploy.latency.predictor import LatencyPredictor, Quality
 from natdeploy.pipeline.choice import stand_out
 from natdeploy.pipeline.config import SearchConfig, target_of
-from natdeploy.pipeline.finished import finished_nets, latency_limit_ms
+from natdeploy.pipeline.finished import Adaptation, adaptation, finished_nets, latency_limit_ms
 from natdeploy.pipeline.predictor import load_predictor
 from natdeploy.pipeline.search import read_config
 from natdeploy.pipeline.setting import stored_space
@@ -39,6 +39,7 @@ class ReportResult:
         nets: final front and baseline.
         picks: nets that stand out.
         seconds: by stage of the work.
+        adaptation: the same by what was adapted; None where the run does not tell.
         summary: the same for programs.
     """
 
@@ -46,6 +47,7 @@ class ReportResult:
     nets: tuple[NetRecord, ...]
     picks: tuple[Choice, ...]
     seconds: Mapping[str, float]
+    adaptation: Adaptation | None
     summary: dict[str, Any]
 
 
@@ -62,7 +64,7 @@ def report(folder: Path) -> ReportResult:
         known = store.get("quality")
         quality = None if known is None else Quality(**known)
         rounds = [Round.from_facts(facts) for facts in store.rounds()]
-        limit_ms = latency_limit_ms(config)
+        limit_ms, spent = latency_limit_ms(config), adaptation(store)
         data = PageData(
             title=folder.resolve().name,
             command=shlex.join(store.get("command")),
@@ -95,8 +97,9 @@ def report(folder: Path) -> ReportResult:
             "predictor_quality": known,
             "estimate": store.get("estimate"),
             "seconds": data.seconds,
+            "adaptation": spent and asdict(spent),
         }
-        return ReportResult(folder / PAGE, nets, picks, data.seconds, summary)
+        return ReportResult(folder / PAGE, nets, picks, data.seconds, spent, summary)
 
 
 @dataclass(frozen=True)
