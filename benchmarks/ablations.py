@@ -39,7 +39,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "sampled from pairs": {"nat": {"distribution": "pairs"}},
     "archive not evaluated anew": {"nat": {"reevaluate": False}},
     "front not measured": {"nat": {"measure_every": 0}},
-    "random proposals": {"nat": {"propose": "random"}},
+    "random proposals": {"strategy": "random"},
     "surrogate rbf": {"nat": {"surrogate": "rbf"}},
     "surrogate gp": {"nat": {"surrogate": "gp"}},
     "surrogate xgboost": {"nat": {"surrogate": "xgboost"}},

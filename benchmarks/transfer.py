@@ -61,7 +61,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
         "adapt": {"sampled_share": 1.0},
         "nat": {"distribution": "uniform", "reevaluate": False},
     },
-    "random": {"nat": {"propose": "random"}},
+    "random": {"strategy": "random"},
     "ours": {},
     "ours, best seed": {},
 }

@@ -10,6 +10,7 @@ import typer
 
 Accelerator = Literal["auto", "cpu", "cuda"]
 Preset = Literal["quick", "paper", "thorough"]
+Strategy = Literal["evolution", "random"]
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `natdeploy search` wrote.")]
 Tables = Annotated[

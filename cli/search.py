@@ -11,7 +11,7 @@ import typer
 
 from natdeploy.errors import UsageError
 
-from .options import Accelerator, AllowEstimate, Json, NoProgress, Preset, Quiet, Ray, Table, Tables, Verbose, Workers
+from .options import Accelerator, AllowEstimate, Json, NoProgress, Preset, Quiet, Ray, Strategy, Table, Tables, Verbose, Workers
 from .options import minutes as minutes_of
 from .results import show_report
 from .terminal import session, write_json
@@ -64,6 +64,9 @@ def search(
         str | None,
         typer.Option(metavar="WISH", help="Levels to come near, 'error=5%,latency=1ms': the report names the net that does."),
     ] = None,
+    strategy: Annotated[
+        Strategy, typer.Option(help="How networks are chosen: evolution on a surrogate of the error (NAT), or by chance.")
+    ] = "evolution",
     preset: Annotated[Preset, typer.Option(help="Settings to begin from: minutes, as published, or hours.")] = "quick",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run folder.", show_default="runs/ and the data folder's name")

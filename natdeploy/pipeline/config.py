@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from natdeploy.hardware.device import Target, parse_target
-from natdeploy.pipeline.presets import PRESETS, Preset, merged, published
+from natdeploy.pipeline.presets import PRESETS, Preset, Strategy, merged, published, with_strategy
 from natdeploy.search.nat import NatSettings
 from natdeploy.supernet import RemapRules
 from natdeploy.tasks import NAMED, Augmentation
@@ -70,6 +70,7 @@ class SearchConfig(BaseModel):
         table: one table to predict latency from, instead of looking for one.
         allow_estimate: where there is no table of the target, take latency from the device's specification sheet. All of it is
             marked. Further targets always need a table.
+        strategy: how architectures are chosen (docs/search.md): `evolution` or `random`.
         preset: whose settings count where none is given (docs/search.md): `quick`, `paper` or `thorough`.
         prefer: aspiration levels such as `error=5%,latency=1ms`; the report names the net of the front that comes nearest.
         resolutions: of the input, px, those of them that the space has; all of its own by default.
@@ -104,6 +105,7 @@ class SearchConfig(BaseModel):
     tables: Path | None = None
     table: Path | None = None
     allow_estimate: bool = False
+    strategy: Strategy = "evolution"
     preset: Preset = "quick"
     prefer: str | None = None
     resolutions: tuple[int, ...] | None = None
@@ -136,7 +138,13 @@ class SearchConfig(BaseModel):
         preset = PRESETS.get(name, {})
         data = Path(given.get("data", ""))
         named = NAMED.get(str(data)) if name == "paper" and not data.is_dir() else None
-        return merged(preset if named is None else merged(preset, published(named.recipe)), given)
+        return with_strategy(merged(preset if named is None else merged(preset, published(named.recipe)), given))
+
+    @model_validator(mode="after")
+    def _one_strategy(self) -> SearchConfig:
+        if (self.strategy == "random") != (self.nat.propose == "random"):
+            raise ValueError(f'nat.propose = "{self.nat.propose}" contradicts strategy {self.strategy}; leave out one of them')
+        return self
 
 
 def target_of(config: SearchConfig, target: str | None = None, *, precision: str | None = None) -> Target:

@@ -11,11 +11,18 @@ from natdeploy.latency.predictor import quality_text
 from natdeploy.pipeline.budget import Budget, make_budget
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.predictor import Predictor, estimated, find_predictor, no_table
+from natdeploy.pipeline.presets import Strategy
 from natdeploy.pipeline.problem import LATENCY, Problem, first_lesson, make_problem, requirements
 from natdeploy.pipeline.profile import DEFAULT_MINUTES, measure_table, tables_folder
 from natdeploy.pipeline.setting import Setting, as_tabled, prepare
 from natdeploy.progress import Progress, Silent
 from natdeploy.search import show
+
+STRATEGIES: Mapping[Strategy, str] = {
+    "evolution": "evolution on a surrogate of the error (NAT)",
+    "random": "architectures by chance",
+}
+"""In words."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ def _facts(config: SearchConfig, setting: Setting) -> dict[str, str]:
         "data": f"{config.data}: {len(setting.classes)} classes; images: {images}",
         "seed": f"{config.seed_weights}: {setting.report.summary()}",
         "input": setting.convention.evidence,
+        "strategy": STRATEGIES[config.strategy],
         "space": f"{setting.space.name}, width {setting.seed.arch.width:g}: {setting.space.size:.2g} architectures",
     }
 

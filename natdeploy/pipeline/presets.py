@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from natdeploy.tasks.named import Recipe
 
 Preset = Literal["quick", "paper", "thorough"]
+Strategy = Literal["evolution", "random"]
+"""How architectures are chosen: what a surrogate and evolution propose (NAT), or chance."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # For minutes on a processor: the defaults of the settings themselves; sizes of archive and rounds follow from the budget.
@@ -68,6 +70,13 @@ def published(recipe: Recipe) -> dict[str, Any]:
         "adapt": {"train": {"batch_size": recipe.batch_size, "warmup": 1 / (recipe.rounds + 1)}},
         "augmentation": recipe.augmentation.model_dump(exclude_unset=True),
     }
+
+
+def with_strategy(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, in which `strategy` and what the loop of rounds proposes say the same, whichever of them is given."""
+    proposed = (_table(settings.get("nat")) or {}).get("propose")
+    strategy = settings.get("strategy", proposed or "evolution")
+    return merged({"nat": {"propose": "random" if strategy == "random" else "evolution"}}, {**settings, "strategy": strategy})
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -326,29 +326,30 @@ class _Search:
             return [front[index] for index in rng.integers(len(front), size=count)]
 
         records = [self._record("front", archive.genotypes[row], archive.objectives) for row in chosen]
+        baseline = self._record("baseline", self.problem.space.encode(self.problem.baseline), archive.objectives)
         by_macs = [Arch.parse(record.arch) for record in sorted(records, key=lambda record: record.macs)]
         leaders = by_error[: math.ceil(self.config.schedule.final_leaders * len(front))]
         lesson = Lesson(task, leaders, sample, largest=by_macs[-1], smallest=by_macs[0])
         self.training.train("training the front", self._total_steps(lesson), lesson)
         tuned = self._tune(records, by_error[0], task) if self.budget.tune_steps else {}
-        baseline = self._record("baseline", self.problem.space.encode(self.problem.baseline), archive.objectives)
         self._judge([*records, baseline], tuned, task)
         self.store.set("finished", True)
 
     def _chosen(self, archive: Archive) -> Indices:
         """Rows of the front, and those that chance may have thrown off it, fastest first, as many as share the last stretch.
 
-        All that are of a precision other than torch's are judged in it; to leave the others out, what the loss says is enough.
+        All of them are judged on all images and in their precision; to leave the others out, what a part of the images and the
+        loss say is enough.
         """
-        noise = [
-            0.0 if failed else ranking_noise(self._evaluation(arch))
-            for arch, failed in zip(archive.archs, archive.failed, strict=True)
-        ]
         judged: set[int] = set()
         while True:
+            noise = [
+                0.0 if failed else ranking_noise(self._evaluation(arch))
+                for arch, failed in zip(archive.archs, archive.failed, strict=True)
+            ]
             rows = archive.contenders(noise)
             chosen = rows[np.sort(infill(archive.values[rows], archive.values[:0], self.config.schedule.final_nets))]
-            new = [row for row in chosen if row not in judged and self._quantised(archive.genotypes[row])]
+            new = [row for row in chosen if row not in judged and self._provisional(archive.genotypes[row])]
             if not new:
                 return chosen
             self.store.add_seconds(take())
@@ -356,17 +357,21 @@ class _Search:
             self.store.add_seconds({FILES: sum(take().values())})
             judged.update(new)
 
-    def _quantised(self, genotype: Genotypes) -> bool:
-        return self.problem.space.precision_of(genotype) not in (None, NATIVE)
+    def _provisional(self, genotype: Genotypes) -> bool:
+        """Whether the archive's error of a network is of a part of the images, or goes by what its precision costs others."""
+        space = self.problem.space
+        return space.precision_of(genotype) not in (None, NATIVE) or not self._evaluation(space.decode(genotype)).whole
 
     def _verdicts(self, genotypes: Genotypes) -> list[Evaluation]:
-        """The latest of networks (n, variables), each in its precision; those of files are all of the last round's weights."""
+        """The latest of networks (n, variables) on all images, each in its precision; files are of the last round's weights."""
         space = self.problem.space
         archs = space.decode_all(genotypes)
         found: dict[tuple[Arch, str | None], Evaluation] = {}
         for precision in dict.fromkeys(map(space.precision_of, genotypes)):
             own = [arch for arch, genotype in zip(archs, genotypes, strict=True) if space.precision_of(genotype) == precision]
             if precision is None or precision == NATIVE:
+                partial = [arch for arch in own if not self._evaluation(arch).whole]
+                self._evaluator(partial, self.budget.nat.rounds, True)
                 verdicts = [self._evaluation(arch) for arch in own]
             else:
                 verdicts = self._loss.verdicts(own, precision, self.budget.nat.rounds)

@@ -71,7 +71,8 @@ def test_every_option_reaches_the_pipeline(asked: list[SearchConfig]) -> None:
         *("--data", "photos", "--out", "runs/x", "--target", "host/onnxruntime", "--seed-weights", "seed.safetensors"),
         *("--constraint", "latency<=1.5ms", "--constraint", "params<=3M", "--objective", "error", "--objective", "macs"),
         *("--space", "demo", "--rounds", "3", "--minutes", "7.5", "--accelerator", "cpu", "--threads", "2", "--seed", "9"),
-        *("--strict", "--no-flip", "--tables", "tables", "--preset", "thorough", "--prefer", "error=5%,latency=1ms"),
+        *("--strict", "--no-flip", "--tables", "tables", "--preset", "thorough", "--strategy", "random"),
+        *("--prefer", "error=5%,latency=1ms"),
         *("--finetune", "90s", "--warm-start", "runs/a", "--warm-start", "runs/b", "--data-root", "sets", "--download"),
     )
     assert result.exit_code == 0, result.output
@@ -93,6 +94,7 @@ def test_every_option_reaches_the_pipeline(asked: list[SearchConfig]) -> None:
             flip=False,
             tables=Path("tables"),
             preset="thorough",
+            strategy="random",
             prefer="error=5%,latency=1ms",
             finetune_minutes=1.5,
             warm_start=(Path("runs/a"), Path("runs/b")),

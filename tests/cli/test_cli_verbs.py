@@ -78,6 +78,7 @@ def timings(*, unstable: bool = False, failures: dict[str, str] | None = None) -
 class Report:
     page: Path = Path("runs/x/report.html")
     nets: tuple[NetRecord, ...] = (NET,)
+    standing: str = ""
     picks: tuple[Choice, ...] = (Choice(0, NET.id, "knee", "Going faster costs more."),)
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 1.0})
     summary: dict[str, Any] = field(default_factory=lambda: {"nets": [NET.id]})
@@ -172,7 +173,7 @@ def test_export_ends_with_files(calls: list[Any], arguments: list[str], expected
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     assert calls == [expected]
-    assert f"{FILE.path}  logits within 1e-06 of torch's, 95.0 % of test images right" in result.stdout
+    assert f"{FILE.path}\n  logits within 1e-06 of torch's, 95.0 % of test images right" in result.stdout
     (shown,) = json.loads(run(*arguments, "--json").stdout)
     assert (shown["path"], shown["test_accuracy"], shown["refused"]) == (FILE.path, 0.95, None)
 
@@ -261,3 +262,22 @@ def test_a_damaged_run_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("report", "runs/x")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "error: runs/x/run.sqlite is damaged; restore it from a copy\n"
+
+
+def test_what_follows_the_table_fits_80_columns(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Report(
+        standing=f"The search goes on: {'so many things are done, ' * 6}and so on.",
+        picks=(Choice(0, NET.id, "knee", f"{NET.id} has validation error 2.5 %, latency 0.43 ms: {'everything costs ' * 5}."),),
+        seconds={
+            "images": 1.0,
+            **{f"training: part {number}": 9.0 for number in range(9)},
+            "measuring the front": 6.0,
+            "test": 0.0,
+        },
+    )
+    monkeypatch.setattr(pipeline, "report", lambda _: told)
+    shown = run("report", "runs/x").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "time: 88 s; training 92.0 %, measuring the front 6.8 %, images 1.1 %" in " ".join(shown.split())
+    assert told.standing in " ".join(shown.split())
+    assert all(line.startswith("         ") for line in shown.splitlines() if line.startswith(" ") and "costs" in line)

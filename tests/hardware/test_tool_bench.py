@@ -206,12 +206,12 @@ def test_hangs_crashes_and_zeros_are_recorded_and_the_others_are_measured(fake: 
     assert (result["well"].n, result["well"].relative) == (40, 1.0)
     assert result.failures["hang"] == "no answer within 2 s"
     assert "ended with code -11" in result.failures["crash"] or "code 139" in result.failures["crash"]
-    assert "benchmark_model told '0' as a time: 'count=20 first=110" in result.failures["zero"]
+    assert "benchmark_model told '0.0' as a time: 'count=20 first=110" in result.failures["zero"]
 
 
 def test_a_reference_that_does_not_run_is_the_targets_fault(fake: tuple[Target, dict[str, Candidate]]) -> None:
     target, models = fake
-    with pytest.raises(DeviceError, match="the reference network does not run on host/tflite-fp32-1t: benchmark_model told '0'"):
+    with pytest.raises(DeviceError, match="the reference network does not run on host/tflite-fp32-1t: benchmark_model told '0.0'"):
         measure([models["well"]], models["zero"], target, QUICK, seed=0, progress=Silent(), keep_going=True)
 
 

@@ -131,11 +131,17 @@ TRT_FILE = """[
 TRT_86, TRT_103, TRT_111 = trt("8603"), trt("100300"), trt("110100")
 TRT_852 = trt("8502", "percentile(99%) = {0} ms")
 
+TINY = """INFO: count=8 first=4 curr=0 min=0 max=5 avg=1.875 std=1 p5=0 median=2 p95=5
+INFO: count=400 first=1 curr=0 min=0 max=9 avg=0.8 std=1 p5=0 median=0 p95=1
+INFO: Inference timings in us: Init: 310, First inference: 4, Warmup (avg): 1.875, Inference (avg): 0.8
+"""
+
 KNOWN: dict[str, tuple[Tool, str, str, Timings]] = {
     "benchmark_model, slow": (benchmark_model, SLOW, "", Timings(50, 2950.34, 2727.568, None, (), 17.187, 3512.391)),
     "benchmark_model, plain": (benchmark_model, PLAIN, "", Timings(50, 74.4816, 73.909, None, (), 18.738, 140.706)),
     "benchmark_model, prefixed": (benchmark_model, PREFIXED, "", Timings(1061, 56.2658, 54.669, None, (), 3.337, 81.913)),
     "benchmark_model, percentiles": (benchmark_model, PERCENTILES, "", Timings(25, 145.528, 140.071, 141.253, (), 92.318, 187.533)),
+    "benchmark_model, less than a microsecond": (benchmark_model, TINY, "", Timings(400, 0.0008, 0.0008, None, (), 0.31, 0.004)),
     "benchmark_model, runs alike": (benchmark_model, ALIKE, "", Timings(40, 0.02, 0.02, 0.02, (), 0.31, 0.021)),
     "onnxruntime_perf_test, average": (
         onnxruntime_perf_test,

@@ -56,3 +56,20 @@ def test_an_unknown_preset_is_refused() -> None:
 
 def test_tables_merge_and_values_replace() -> None:
     assert merged({"a": {"x": 1, "y": 2}, "b": 3}, {"a": {"y": 4}, "c": 5}) == {"a": {"x": 1, "y": 4}, "b": 3, "c": 5}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_strategy_and_what_rounds_propose_are_one_setting(preset: str) -> None:
+    by_strategy = SearchConfig(**PLACES, preset=preset, strategy="random")
+    by_rounds = SearchConfig(**PLACES, preset=preset, nat={"propose": "random"})
+    assert by_strategy == by_rounds
+    assert (by_rounds.strategy, by_strategy.nat.propose) == ("random", "random")
+    assert SearchConfig(**PLACES, preset=preset).strategy == "evolution"
+    stored = by_strategy.model_dump(mode="json")
+    assert SearchConfig.model_validate(stored) == by_strategy
+    assert SearchConfig.model_validate({name: value for name, value in stored.items() if name != "strategy"}) == by_strategy
+
+
+def test_a_strategy_that_contradicts_the_rounds_is_refused() -> None:
+    with pytest.raises(ValidationError, match="contradicts strategy evolution; leave out one of them"):
+        SearchConfig(**PLACES, strategy="evolution", nat={"propose": "random"})

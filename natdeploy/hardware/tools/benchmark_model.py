@@ -33,6 +33,10 @@ _REFUSALS = {
 }
 """What it says and goes on: it would time something else than was asked for."""
 
+_COARSE_US = 10.0
+"""Up to this mean, a shortest or a median run of 0 us is one that the clock could not tell, and the mean stands for it; above
+it, it is a fault."""
+
 _PERCENTILES = r"(?: p5=\d+ median=(?P<median>\d+) p95=\d+)?"
 _ALIKE = re.compile(rf"count=(?P<count>\d+) curr=(?P<curr>\d+)(?P<same>\(all same\))?{_PERCENTILES}")
 _DIFFERENT = re.compile(
@@ -87,7 +91,7 @@ def parse(job: Job, lines: Sequence[str], result: Sequence[str]) -> Timings:
     return Timings(
         n=timed.n,
         mean_ms=timed.mean_us / 1e3,
-        min_ms=timed.min_us / 1e3,
+        min_ms=(timed.min_us or timed.mean_us) / 1e3,
         median_ms=None if timed.median_us is None else timed.median_us / 1e3,
         load_ms=positive(NAME, summary["init"], summary[0]) / 1e3,
         first_ms=positive(NAME, summary["first"], summary[0]) / 1e3,
@@ -109,7 +113,8 @@ class _Runs:
 
 def _runs(line: str) -> _Runs:
     if match := _DIFFERENT.fullmatch(line):
-        low, mean, high = (positive(NAME, match[name], line) for name in ("min", "avg", "max"))
+        mean, high = (positive(NAME, match[name], line) for name in ("avg", "max"))
+        low = 0.0 if match["min"] == "0" and mean <= _COARSE_US else positive(NAME, match["min"], line)
         well = int(match["count"]) > 1 and low < high
     elif match := _ALIKE.fullmatch(line):
         low = mean = high = positive(NAME, match["curr"], line)
@@ -117,7 +122,8 @@ def _runs(line: str) -> _Runs:
     else:
         raise unreadable(NAME, "timed no run" if line.startswith("count=0") else "printed a line of another form", line)
     n, median = int(match["count"]), match["median"]
-    median_us = None if median is None else positive(NAME, median, line)
+    untold = median is None or (median == "0" and mean <= _COARSE_US)
+    median_us = None if untold else positive(NAME, median, line)
     # A mean of large numbers is printed in six digits and may leave the range by its last one.
     if n < 1 or not well or not all(low <= each * 1.00001 and each <= high * 1.00001 for each in (mean, median_us or mean)):
         raise unreadable(NAME, "contradicts itself", line)
