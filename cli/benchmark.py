@@ -28,7 +28,7 @@ MARKS = {
 def benchmark(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH...", help="Run folders, exported folders, or any .onnx, .tflite or OpenVINO .xml files."),
+        typer.Argument(metavar="PATH", help="Run folders, exported folders, or any .onnx, .tflite or OpenVINO .xml files."),
     ],
     *,
     target: Annotated[
@@ -63,7 +63,7 @@ def benchmark(
     predicted, and what speaks against a number.
 
     \b
-    Examples:
+    Example:
       natdeploy benchmark runs/flowers --target host
       natdeploy benchmark mine.onnx other.onnx --shape 1x3x224x224 --out times.json
     """
