@@ -55,7 +55,7 @@ def finished_nets(store: RunStore) -> tuple[NetRecord, ...]:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What a finished run took to adapt the seed, as FNA (arXiv 2001.02525) splits it, in seconds of the machine that trained.
+    """What a run took to adapt the seed, as FNA (arXiv 2001.02525) splits it, in seconds of the machine that trained.
 
     Images, profiling, and judging on test images are in neither.
 
@@ -69,7 +69,7 @@ class Adaptation:
 
 
 def adaptation(store: RunStore) -> Adaptation | None:
-    """Of a finished run; None where an earlier version of natdeploy made it and did not tell."""
+    """Of a run whose nets are chosen, so far; None where they are not, or an earlier version of natdeploy did not tell."""
     chosen_s = store.get(CHOOSING_SECONDS)
     return None if chosen_s is None else Adaptation(chosen_s, spent_seconds(store) - chosen_s)
 

@@ -25,6 +25,7 @@ from natdeploy.report.figures import (
     history_figure,
 )
 from natdeploy.report.markup import Markup, element, join
+from natdeploy.report.standing import Standing, sentence
 from natdeploy.report.tables import (
     ESTIMATED,
     MISSING,
@@ -36,6 +37,7 @@ from natdeploy.report.tables import (
     millions,
     milliseconds,
     percent,
+    precisions_searched,
     predicted,
     quantity,
 )
@@ -107,6 +109,9 @@ class PageData:
         blocks: of each net, by the text of its architecture.
         block_ms: predicted latency of each of them alone, milliseconds; empty where nobody knows.
         undrawn: why there are no blocks or no latencies of them; None where there are.
+        standing: how far the run is; None is the same as finished.
+        command_name: how the command line calls the run.
+        unknown: why a part of what the page shows of other runs is missing; None where nothing is.
     """
 
     title: str
@@ -131,6 +136,9 @@ class PageData:
     blocks: Mapping[str, Sequence[Block]] = field(default_factory=dict)
     block_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
     undrawn: str | None = None
+    standing: Standing | None = None
+    command_name: str = "RUN"
+    unknown: str | None = None
 
 
 def write_page(path: Path, data: PageData) -> None:
@@ -188,9 +196,23 @@ def _figures(data: PageData) -> dict[str, Figure]:
 
 def _header(data: PageData) -> Markup:
     front = sum(net.role == "front" for net in data.nets)
-    facts = [f"{front} {'net' if front == 1 else 'nets'} on the front", f"target {data.target}", *data.constraints]
-    warning = element("p", f"Predicted latency is {data.estimate}.", class_="estimate") if data.estimate else ""
-    return element("header", element("h1", data.title), element("p", " · ".join(facts)), warning)
+    so_far = "" if _finished(data) else " so far"
+    facts = [f"{front} {'net' if front == 1 else 'nets'} on the front{so_far}", f"target {data.target}", *data.constraints]
+    told = "" if data.standing is None else sentence(data.standing, data.command_name)
+    standing = element("p", told, class_=f"standing {data.standing.state}") if data.standing and told else ""
+    warnings = [f"Predicted latency is {data.estimate}."] if data.estimate else []
+    warnings += [data.unknown] if data.unknown else []
+    return element(
+        "header",
+        element("h1", data.title),
+        element("p", " · ".join(facts)),
+        standing,
+        *(element("p", warning, class_="estimate") for warning in warnings),
+    )
+
+
+def _finished(data: PageData) -> bool:
+    return data.standing is None or data.standing.finished
 
 
 def _sections(data: PageData, figures: Mapping[str, Figure], choices: Mapping[str, Axis]) -> Iterable[Markup]:
@@ -254,6 +276,7 @@ def _picks(data: PageData) -> Markup:
                 "div",
                 element("h2", pick.rule, element("a", net.id, href=f"#{anchor(net)}")),
                 element("div", *figures, class_="figures"),
+                element("p", f"validation accuracy {percent(net.validation_accuracy)} %", class_="note") if kind == "test" else "",
                 element("p", gain, class_="gain") if gain else "",
                 element("p", pick.reason, class_="note"),
                 class_="pick",
@@ -278,6 +301,11 @@ def _front_note(data: PageData) -> Markup:
     kind = accuracy_kind(data.nets)
     front = [net for net in data.nets if net.role == "front"]
     sentences = [f"Accuracy is of the {kind} images; latency is of one image, the median of n runs (p50)."]
+    if not _finished(data):
+        sentences = [
+            "Accuracy is of the validation images, with the weights by which a net was last judged. At the end the front is "
+            "trained on, tested, and compared with the seed network. Latency is of one image.",
+        ]
     if any(net.measured_p50_ms is None for net in data.nets):
         sentences.append(f"Hollow marks: latency {'estimated' if data.estimate else 'predicted'}, not yet measured.")
     sentences.append("The line joins the nets of the front that no other one beats in both; a click on a mark opens its row.")
@@ -290,7 +318,8 @@ def _front_note(data: PageData) -> Markup:
 
 def _nets(data: PageData) -> Markup:
     extra = further(data.nets)
-    head = element("tr", element("th", "net"), *(element("th", each, class_="number") for each in (*_COLUMNS, *extra)))
+    searched = ("precision",) if precisions_searched(data.nets) else ()
+    head = element("tr", element("th", "net"), *(element("th", each, class_="number") for each in (*searched, *_COLUMNS, *extra)))
     bodies = [_net(net, data, extra) for net in by_latency(data.nets)]
     table = element("table", element("thead", head), *bodies, class_="nets")
     note = element(
@@ -318,6 +347,7 @@ def _net(net: NetRecord, data: PageData, extra: Sequence[str]) -> Markup:
     if net.predicted_ms is not None and net.measured_p50_ms is not None:
         off = (ESTIMATED if net.estimated else "") + _signed(100 * (net.predicted_ms / net.measured_p50_ms - 1))
     cells = (
+        *((net.precision or MISSING,) if precisions_searched(data.nets) else ()),
         str(Arch.parse(net.arch).resolution),
         percent(net.final_accuracy),
         MISSING if net.tuned_accuracy is None else percent(net.test_accuracy),
