@@ -22,6 +22,7 @@ REPORT = SimpleNamespace(
     nets=(),
     picks=(),
     page=Path("report.html"),
+    standing="",
     seconds={"training": 3.0, "images": 1.0},
     adaptation=Adaptation(architecture_s=2.4, parameters_s=1.2),
     summary={"nets": []},
