@@ -14,6 +14,7 @@ from natdeploy.errors import InfeasibleError, UsageError
 from natdeploy.pipeline import SearchConfig
 from natdeploy.pipeline.gradient import CHOSEN
 from natdeploy.progress import Silent
+from natdeploy.space import Arch
 from natdeploy.store import RunStore
 
 
@@ -67,6 +68,7 @@ def test_a_search_by_gradient_ends_with_one_net_that_keeps_its_budget(finished: 
     assert net.predicted_ms is not None and net.predicted_ms <= 0.4
     assert any("one architecture by gradient" in line and "latency of 0.4 at most" in line for line in notes)
     assert any("the mixture is expected to take latency" in line and "price" in line for line in notes)
+    assert sum(Arch.parse(net.arch).depths) > len(Arch.parse(net.arch).depths), "it did not end every stage where it could"
     (file,) = pipeline.export(by_gradient.out, "front")
     assert file.test_accuracy == net.test_accuracy
     result = pipeline.report(by_gradient.out)
