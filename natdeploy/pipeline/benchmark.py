@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from natdeploy.errors import UsageError
-from natdeploy.export import record_latency
+from natdeploy.export import get_format, record_latency
 from natdeploy.files import write_atomic
 from natdeploy.hardware.bench import NETS, Candidate, MeasureSettings
 from natdeploy.hardware.device import Target
@@ -18,7 +18,7 @@ from natdeploy.hardware.measure import measure
 from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.logs import log_to
 from natdeploy.pipeline.config import target_of
-from natdeploy.pipeline.export import export_net, latency_of
+from natdeploy.pipeline.export import Export, export_net, latency_of
 from natdeploy.pipeline.finished import finished_nets, latency_limit_ms, load_subnet, own_target
 from natdeploy.pipeline.search import LOG, read_config
 from natdeploy.progress import Progress, Silent
@@ -54,13 +54,13 @@ def benchmark(
         config = read_config(store)
         chosen = target_of(config, target)
         chosen.device.require_address()
-        files = {(file.role, file.id): file for file in store.files()}
+        files = {(file.role, file.id): file for file in store.files() if file.path is not None}
         nets = [net for net in finished_nets(store) if net.role == "baseline" or (net.role, net.id) in files]
         if not any(net.role == "front" for net in nets):
             raise UsageError(f"nothing of {folder} is exported yet; run `natdeploy export {folder} --arch front` first")
         for net in nets:
             if (net.role, net.id) not in files:
-                files[net.role, net.id] = export_net(store, net)
+                (files[net.role, net.id],) = export_net(store, net, Export((get_format("onnx"),), ("fp32",)))
         with tempfile.TemporaryDirectory() as converted:
             targets = {net.id: own_target(net, chosen) for net in nets}
             candidates = [_candidate(store, net, files[net.role, net.id], targets[net.id], Path(converted)) for net in nets]
@@ -81,7 +81,7 @@ def benchmark(
             measured.append(timed if own else replace(timed, predicted_ms=None, estimated=False))
             mean_ms = found.mean_ms if found.p50_ms is None else None
             place = str(targets[net.id])
-            record_latency((folder / files[net.role, net.id].path).parent, latency_of(measured[-1], place, mean_ms))
+            record_latency(folder / f"models/{net.id}", latency_of(measured[-1], place, mean_ms))
             store.put_latency(
                 LatencyRecord(net.role, net.id, place, found.p50_ms, found.p90_ms, found.mean_ms, found.n, found.unstable)
             )
@@ -105,6 +105,7 @@ def _candidate(store: RunStore, net: NetRecord, file: FileRecord, target: Target
     """The exported file where the target reads it; else one of the same subnet for the target's runtime and precision."""
     arch, runtime = Arch.parse(net.arch), get_runtime(target.runtime)
     shape = (1, 3, arch.resolution, arch.resolution)
+    assert file.path is not None
     path = store.folder / file.path
     if path.suffix != runtime.SUFFIX or target.precision != "fp32":
         path = folder / f"{net.role}-{net.id}{runtime.SUFFIX}"
