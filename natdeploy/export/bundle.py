@@ -12,7 +12,7 @@ from natdeploy.errors import DamagedFileError
 from natdeploy.export.card import model_card
 from natdeploy.export.facts import Latency, Metadata, ModelFile
 from natdeploy.export.formats import FORMATS, PRECISIONS
-from natdeploy.export.scripts import script, script_name
+from natdeploy.export.scripts import BUILD, build_script, script, script_name
 from natdeploy.files import write_atomic
 
 CARD = "README.md"
@@ -37,8 +37,10 @@ def add_file(folder: Path, metadata: Metadata, file: ModelFile, made: Path) -> M
         write_atomic(folder / name, (made / name).read_bytes())
     others = [each for each in metadata.files if each.name != file.name]
     metadata = metadata.model_copy(update={"files": tuple(sorted([*others, file], key=_place))})
-    default = next(each for each in metadata.files if each.format == file.format)
-    write_atomic(folder / script_name(file.format), script(default).encode())
+    alike = [each for each in metadata.files if each.format == file.format]
+    write_atomic(folder / script_name(file.format), script(alike[0]).encode())
+    if file.format == "tensorrt":
+        write_atomic(folder / BUILD, build_script(alike).encode())
     write_metadata(folder, metadata)
     return metadata
 

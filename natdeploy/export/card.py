@@ -73,11 +73,14 @@ def _rows(metadata: Metadata) -> Iterable[str]:
     timed = set()
     for latency in metadata.latencies:
         device, _, rest = latency.target.partition("/")
-        runtime, precision = _runtime(rest)
-        file = next((each for each in metadata.files if (_runtime_of(each), each.precision) == (runtime, precision)), None)
+        runtime, precision, threads = rest.rsplit("-", 2)  # onnxruntime+cuda-fp32-1t
+        file = next(
+            (each for each in metadata.files if (_runtime_of(each), each.precision) == (runtime.split("+")[0], precision)), None
+        )
         if file is not None:
             timed.add(file.name)
-        yield _row(device, rest, precision, _times(latency), file)
+        count = threads.removesuffix("t")
+        yield _row(device, f"{runtime}, {count} thread{'' if count == '1' else 's'}", precision, _times(latency), file)
     for file in metadata.files:
         if file.name not in timed:
             yield _row("", _runtime_of(file), file.precision, ("", ""), file)
@@ -85,12 +88,6 @@ def _rows(metadata: Metadata) -> Iterable[str]:
 
 def _runtime_of(file: ModelFile) -> str:
     return FORMATS[file.format].runtime.NAME
-
-
-def _runtime(rest: str) -> tuple[str, str]:
-    """Runtime and precision of the second half of a target's name, `onnxruntime+cuda-fp32-1t`."""
-    name, precision, _ = rest.rsplit("-", 2)
-    return name.split("+")[0], precision
 
 
 def _row(device: str, runtime: str, precision: str, times: tuple[str, str], file: ModelFile | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from natdeploy.export.facts import ModelFile
 
 _SCRIPT = '''"""Prints the class of a photo: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow."""
@@ -70,3 +72,22 @@ def script(file: ModelFile) -> str:
     """The program that runs a file, or another of its format."""
     packages, imports, run = _RUNTIMES[file.format]
     return _SCRIPT.format(name=script_name(file.format), packages=packages, imports=imports, run=run, model=file.name)
+
+
+BUILD = "build_tensorrt.sh"
+
+
+def build_script(files: Sequence[ModelFile]) -> str:
+    """Commands that build TensorRT's engines, which fit only the GPU and the version that built them."""
+    lines = [
+        "#!/bin/sh",
+        "# Builds TensorRT's engines on the device that will run them, with trtexec of TensorRT 10 or later. tensorrt.timing keeps",
+        "# what was tried, so that the next build is faster. Not tried on hardware by natdeploy's makers.",
+        'cd "$(dirname "$0")" || exit 1',
+    ]
+    for file in files:
+        engine = f"{file.name.removesuffix('.trt.onnx')}.engine"
+        lines.append(
+            f"trtexec --onnx={file.name} --saveEngine={engine} --stronglyTyped --timingCacheFile=tensorrt.timing --skipInference"
+        )
+    return "\n".join([*lines, ""])

@@ -50,7 +50,7 @@ from natdeploy.pipeline.config import target_of
 from natdeploy.pipeline.finished import finished_nets, load_subnet, own_target, select_nets
 from natdeploy.pipeline.outputs import accuracy, calibration_images, file_outputs, torch_outputs
 from natdeploy.pipeline.search import LOG, read_config
-from natdeploy.pipeline.setting import stored_convention, stored_task
+from natdeploy.pipeline.setting import stored_convention, stored_space, stored_task
 from natdeploy.progress import Progress, Silent
 from natdeploy.runtimes import ort
 from natdeploy.space import Arch
@@ -171,7 +171,9 @@ def export_net(
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[FileRecord]:
     """Writes one net of a run into its folder, as `export` does."""
-    task = stored_task(read_config(store), store)
+    config = read_config(store)
+    stored_space(config, store)  # refuses one that has changed, also where every file is there
+    task = stored_task(config, store)
     bundle = _Bundle(store, net, task, wanted, progress or Silent())
     made = []
     for format in wanted.formats:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -49,9 +51,23 @@ def file_outputs(
         shape: of the file's input; by default (1, 3, r, r).
         prepare: makes that input of an image (3, r, r) fp32.
     """
-    session = runtime.load(path, shape or (1, 3, resolution, resolution), 1, precision, runtime.DELEGATES[0])
+    with _quiet():
+        session = runtime.load(path, shape or (1, 3, resolution, resolution), 1, precision, runtime.DELEGATES[0])
     batches = task.batches(split, resolution, BATCH)
     return _joined(run_images(lambda inputs: runtime.run(session, inputs), batches, prepare))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps off standard error what LiteRT's own code says there whenever it loads a file; its errors are raised as well."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _joined(batches: Iterable[Batch]) -> Batch:
