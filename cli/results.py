@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
 
-from .terminal import write_json
+from .terminal import echo_wrapped, write_json
 
 if TYPE_CHECKING:
     from natdeploy.pipeline import ReportResult
@@ -20,13 +21,24 @@ def show_report(result: ReportResult, *, as_json: bool) -> None:
     if as_json:
         write_json(result.summary)
         return
-    print_nets(result.nets, result.picks)
+    if result.standing:
+        echo_wrapped(result.standing)
+    if result.nets:
+        print_nets(result.nets, result.picks)
     for pick in result.picks:
-        typer.echo(f"{pick.rule:8} {pick.reason}")
-    total = sum(result.seconds.values())
-    parts = (f"{stage} {100 * seconds / total:.1f} %" for stage, seconds in result.seconds.items() if seconds)
-    typer.echo(f"\ntime: {total:.0f} s; {', '.join(parts)}")
+        echo_wrapped(f"{pick.rule:8} {pick.reason}", indent=9)
+    typer.echo()
+    echo_wrapped(f"time: {_shares(result.seconds)}", indent=6)
     typer.echo(f"report: {result.page}")
+
+
+def _shares(seconds: Mapping[str, float]) -> str:
+    """Where the time went, longest first, in the parts of which the page shows parts in turn."""
+    total, parts = sum(seconds.values()), defaultdict[str, float](float)
+    for stage, own in seconds.items():
+        parts[stage.partition(":")[0]] += own
+    shares = (f"{part} {100 * own / total:.1f} %" for part, own in sorted(parts.items(), key=lambda each: -each[1]) if own)
+    return "; ".join([f"{total:.0f} s", ", ".join(shares)]) if total else "0 s"
 
 
 def show_nets(nets: Sequence[NetRecord], *, as_json: bool) -> None:
@@ -48,7 +60,7 @@ def show_files(files: Sequence[FileRecord], *, as_json: bool) -> None:
     for file in files:
         what = f"{file.format} {file.precision}"
         typer.echo(f"{file.id}  {what:15} {_checked(file)}")
-        typer.echo(f"{'':12}{file.path}" if file.refused is None else f"{'':12}refused: {file.refused}")
+        echo_wrapped(f"  {file.path}" if file.refused is None else f"  refused: {file.refused}", indent=2)
 
 
 def _checked(file: FileRecord) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ from natdeploy.progress import Progress
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bars
+
+
+WIDTH = 80
+"""Columns that every terminal has."""
 
 
 class RichProgress:
@@ -134,6 +139,12 @@ def _how_to_go_on(run: Path | None) -> str:
     if not (run / "run.sqlite").is_file():
         return "nothing was saved yet"
     return f"state saved; continue with `natdeploy resume {run}`"
+
+
+def echo_wrapped(text: str, indent: int = 0) -> None:
+    """A sentence in lines of at most 80 columns, those after the first indented; a longer word, such as a path, stays whole."""
+    lines = textwrap.wrap(text, WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    typer.echo("\n".join(lines))
 
 
 def write_error(message: str, exit_code: int, *, as_json: bool) -> None:

@@ -12,12 +12,13 @@ import json
 import math
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from natdeploy.errors import DamagedFileError, NatdeployError, UsageError
 from natdeploy.files import write_atomic
@@ -100,7 +101,8 @@ _MIGRATIONS = {
 """From each earlier version to the next. In runs of version 1 no latency was an estimate; in those of version 2 every evaluation
 saw all validation images, and no net was tuned alone; those of version 3 had ONNX files in fp32 only;
 in those of version 4 the target decided the precision; those of version 5 wrote 0 for a size that was not known."""
-_DATABASE = "run.sqlite"
+_DATABASE, _LOCK = "run.sqlite", "run.lock"
+_ATTEMPTS, _PAUSE_S = 4, 0.03
 _RESTORE = "restore it from a copy, or start a new run in another folder"
 _ROOM = "make room on the disk, or the folder writable, and go on with `natdeploy resume`: nothing stored before is lost"
 
@@ -240,24 +242,30 @@ class LatencyRecord:
 
 
 class RunStore:
-    """An open run folder; use it as a context manager. One process at a time may have it open.
+    """An open run folder; use it as a context manager. One process at a time may have it open; any number may look at a snapshot.
 
     Every method that writes is done, and on disk, when it returns. All of them raise NatdeployError when the disk is full or
     cannot be written, and what was stored before is still there; and DamagedFileError when the database is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """What `open` does."""
+    def __init__(self, folder: Path, *, snapshot: bool = False) -> None:
+        """What `open` and `snapshot` do."""
         if not (folder / _DATABASE).is_file():
             raise UsageError(f"there is no run in {folder}; start one with `natdeploy search --out {folder}`")
         self.folder = folder
         self._path = folder / _DATABASE
         with ExitStack() as resources:
-            resources.enter_context(_locked(folder))
+            if not snapshot:
+                resources.enter_context(_locked(folder))
             with _explained(self._path):
-                self._database = resources.enter_context(closing(sqlite3.connect(self._path)))
+                self._database = resources.enter_context(closing(sqlite3.connect(":memory:" if snapshot else self._path)))
+                if snapshot:
+                    _copy(self._path, self._database)
             self._check()
-            self._sweep()
+            if snapshot:
+                self._database.execute("PRAGMA query_only = ON")
+            else:
+                self._sweep()
             self._resources = resources.pop_all()
 
     @classmethod
@@ -292,6 +300,19 @@ class RunStore:
             DamagedFileError: its database is damaged.
         """
         return cls(folder)
+
+    @classmethod
+    def snapshot(cls, folder: Path) -> RunStore:
+        """The run in `folder` as it is now, to be read only, whoever has it open: a copy of the facts in memory.
+
+        Nothing is written into the folder, and nobody is kept waiting. Facts of one snapshot belong together; a checkpoint may have
+        been replaced since.
+
+        Raises:
+            UsageError: there is none, or another version of natdeploy made it.
+            DamagedFileError: its database is damaged.
+        """
+        return cls(folder, snapshot=True)
 
     def close(self) -> None:
         """Lets other processes in."""
@@ -459,6 +480,11 @@ class RunStore:
         if old is not None:
             self._checkpoint(old).unlink(missing_ok=True)
 
+    def checkpoint_info(self, name: str) -> dict[str, Any] | None:
+        """What was stored with the tensors of a checkpoint; None where none of that name was saved."""
+        rows = self._rows("SELECT info FROM checkpoints WHERE name = ?", name)
+        return json.loads(rows[0][0]) if rows else None
+
     def load_checkpoint(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors (on the CPU) and info of a checkpoint; None where none of that name was saved.
 
@@ -522,17 +548,55 @@ def _explained(path: Path) -> Iterator[None]:
         raise _unwritable(path, str(error)) from error
 
 
+def _copy(path: Path, target: sqlite3.Connection) -> None:
+    """Copies a database that others may be writing, as it is between two of their transactions, and leaves no file behind.
+
+    Readers of a database in WAL mode share a file with its writers. Where nobody has it open there is none, and SQLite would make
+    one; it is told instead that the database does not change, and whether that was true is seen afterwards.
+    """
+    log = path.with_name(f"{path.name}-wal")
+
+    def read(how: str) -> None:
+        try:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as source:
+                source.backup(target)
+        except sqlite3.OperationalError as error:
+            raise NatdeployError(f"{path} cannot be read ({error}); make it readable, and its folder too") from error
+
+    before = path.stat()
+    if not log.exists():
+        read("immutable=1")
+        after = path.stat()
+        if not log.exists() and (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size):
+            return
+    read("mode=ro")
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process has the run in a folder open, be it for a search or for an export."""
+    try:
+        file = (folder / _LOCK).open("rb")
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keeps other processes out of a run folder; the system lifts the lock of a process that is killed."""
-    path = folder / "run.lock"
+    path = folder / _LOCK
     try:
         file = path.open("ab+", buffering=0)
     except OSError as error:
         raise _unwritable(path, error.strerror) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(file)
             file.truncate(0)
             file.write(str(os.getpid()).encode())
         except BlockingIOError as error:
@@ -541,6 +605,16 @@ def _locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise _unwritable(path, error.strerror) from error
         yield
+
+
+def _take(file: IO[bytes]) -> None:
+    """Takes the lock of a file; tries again for a moment, because `in_use` holds it for one."""
+    for _ in range(_ATTEMPTS - 1):
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_PAUSE_S)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _new_database(facts: Mapping[str, Any]) -> bytes:

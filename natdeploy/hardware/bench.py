@@ -10,11 +10,21 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model file to be timed, and the shape of its one input, batch included. Several may share a file of dynamic size."""
+    """A model file to be timed. Several may share a file of dynamic size.
+
+    Attributes:
+        id: tells it from the others.
+        model: the file.
+        shape: of its one input, batch included; of the first where it takes several.
+        inputs: shape and numpy's name of the type of every input, where it takes anything else than one float32 array.
+        precision: of the file, where it is not the target's.
+    """
 
     id: str
     model: Path
     shape: tuple[int, ...]
+    inputs: tuple[tuple[tuple[int, ...], str], ...] = ()
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,7 @@ class Round:
         samples_ms: wall time of every run; none where they are not told.
         load_ms: time to load the model.
         first_ms: time of the first run.
+        waited: share of the runs' wall time in which their thread stood without a core, because of other processes.
     """
 
     references_ms: tuple[float, ...]
@@ -80,6 +91,24 @@ class Round:
     samples_ms: tuple[float, ...]
     load_ms: float | None
     first_ms: float | None
+    waited: float | None = None
+
+
+class Book(Protocol):
+    """What was measured before on the same target in the same way, and is not measured again."""
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        """In which it was; empty where there is nothing."""
+
+    def known(self, process: int) -> Mapping[str, Round]:
+        """By candidate, the times of a process."""
+
+    def keep(self, process: int, rounds: Mapping[str, Round], environment: Mapping[str, Any]) -> None:
+        """Adds times to those of a process."""
+
+    def forget(self) -> None:
+        """Drops everything."""
 
 
 class Bench(Protocol):

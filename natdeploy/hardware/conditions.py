@@ -29,7 +29,7 @@ def settle(
 
     Returns:
         What timing begins with, as far as the device's file says where to read it: `temperature_c`, `clock_mhz`, `cooled_s`
-        (seconds waited) and `settings` (what became of each).
+        (seconds waited), `hot` (it is still warmer than its file demands) and `settings` (what became of each).
 
     Raises:
         DeviceError: the device cannot be reached.
@@ -49,6 +49,7 @@ def settle(
             if temperature_c is not None and temperature_c >= device.cool_c:
                 progress.note(f"{device.name} still has {temperature_c:g} °C after {waited_s:g} s and is timed so; cool it better")
             found["cooled_s"] = waited_s
+            found["hot"] = None if temperature_c is None else temperature_c >= device.cool_c
         found["temperature_c"] = temperature_c
     if device.clock is not None:
         found["clock_mhz"] = _thousandth(transport, device.clock)

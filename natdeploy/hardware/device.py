@@ -397,7 +397,7 @@ class Target:
         return f"{self.device.name}/{self.slug}"
 
 
-def parse_target(text: str, *, precision: str | None = None, threads: int | None = None) -> Target:
+def parse_target(text: str, *, precision: str | None = None, threads: int | None = None, runtime: str | None = None) -> Target:
     """Reads `host`, `host/openvino`, `host/tflite+reference`, `host/openvino-bf16`, or what `str(target)` writes.
 
     What is left out is the default of the device or of the runtime.
@@ -406,6 +406,7 @@ def parse_target(text: str, *, precision: str | None = None, threads: int | None
         text: as above; the device in any form that `load_device` reads.
         precision: instead of what the text says.
         threads: instead of what the text says.
+        runtime: where the text names none.
 
     Raises:
         UsageError: another form, an unknown device, or what the device or the runtime does not have.
@@ -416,7 +417,7 @@ def parse_target(text: str, *, precision: str | None = None, threads: int | None
             f"{text!r} is no target; expected DEVICE, DEVICE/RUNTIME or DEVICE/RUNTIME-PRECISION-THREADSt, such as host/onnxruntime"
         )
     device = load_device(match["device"])
-    name = match["runtime"] or device.runtimes[0]
+    name = match["runtime"] or runtime or device.runtimes[0]
     if name not in device.runtimes:
         raise UsageError(f"device {device.name} has no runtime {name!r}; it has {', '.join(device.runtimes)}")
     delegates, precisions = device.delegates_of(name), device.precisions_of(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from natdeploy.errors import DeviceError
-from natdeploy.hardware.bench import Bench, Candidate, MeasureSettings, Round
+from natdeploy.hardware.bench import Bench, Book, Candidate, MeasureSettings, Round
 from natdeploy.hardware.conditions import settle
 from natdeploy.hardware.device import Target
 from natdeploy.hardware.runner_bench import RunnerBench
@@ -61,6 +62,8 @@ class Measurement:
         unstable: the processes' wall medians (or means) differ by more than 3 %.
         spread: by how much the processes' `relative` differ, 0.1 is 10 %: what noise the summary could not take out.
         samples_ms: wall time of every run, one list a process, empty where they are not told.
+        waited: share of wall time that went to other processes, of the worst process; None where it is not counted.
+        drift: by how much the reference's latency beside it differs between processes, 0.1 is 10 %.
     """
 
     id: str
@@ -77,6 +80,8 @@ class Measurement:
     unstable: bool
     spread: float
     samples_ms: tuple[tuple[float, ...], ...]
+    waited: float | None = None
+    drift: float | None = None
 
     @property
     def typical_ms(self) -> float:
@@ -93,7 +98,8 @@ class MeasureResult:
         failures: why the others did not, by id.
         reference_ms: the reference's latency while nothing else wants the machine: 5th percentile over all its slices of the
             median undisturbed time.
-        environment: what the harness found on the device, and what it is called.
+        environment: what the harness found on the device, and what it is called. `conditions` tells when each process began and
+            the state of the device then.
     """
 
     measurements: tuple[Measurement, ...]
@@ -134,6 +140,7 @@ def measure(
     seed: int,
     progress: Progress,
     keep_going: bool = False,
+    book: Book | None = None,
 ) -> MeasureResult:
     """Times models on a target.
 
@@ -145,42 +152,99 @@ def measure(
         seed: of the order in each process and of the input values.
         progress: gets one step a candidate's preparation and slice.
         keep_going: report candidates that fail in the result instead of raising.
+        book: what is known already, and where each process's times are kept as soon as it has ended.
 
     Raises:
         DeviceError: the device cannot be reached, the harness is not there or failed before its first model, or (without
             keep_going) a model raised, crashed or hung.
     """
-    runtime = get_runtime(target.runtime)
-    with connect(target.device) as transport:
-        names = _push_models(transport, runtime, [reference, *candidates])
-        bench: Bench = (
-            ToolBench(transport, target, settings, seed=seed, reference=reference, names=names)
-            if timed_by_tool(target.device)
-            else RunnerBench(transport, runtime, target, settings, seed=seed, reference=reference, names=names)
-        )
-        rounds: dict[str, list[Round]] = {candidate.id: [] for candidate in candidates}
-        failures: dict[str, str] = {}
-        steps = bench.steps(len(candidates)) * settings.processes
-        with progress.task(f"measuring on {target}", steps, "steps") as advance:
-            for process in range(settings.processes):
-                conditions = settle(transport, target.device, progress)
-                order = np.random.default_rng([seed, process]).permutation(len(candidates))
-                unanswered = [candidates[i] for i in order if candidates[i].id not in failures]
-                while True:
-                    answers = bench.round(unanswered, advance)
-                    failures |= {name: answer for name, answer in answers.items() if isinstance(answer, str)}
-                    _raise_unless(keep_going, failures, target)
-                    for name, answer in answers.items():
-                        if isinstance(answer, Round):
-                            rounds[name].append(answer)
-                    unanswered = [candidate for candidate in unanswered if candidate.id not in answers]
+    book = book or _Blank()
+    try:
+        return _measure(candidates, reference, target, settings, seed=seed, progress=progress, keep_going=keep_going, book=book)
+    except _ChangedError as changed:
+        progress.note(f"{target} is not what it was ({changed}), so that everything is measured again")
+        book.forget()
+        return _measure(candidates, reference, target, settings, seed=seed, progress=progress, keep_going=keep_going, book=book)
+
+
+class _Blank:
+    """Nothing is known, and nothing is kept."""
+
+    environment: Mapping[str, Any] = {}
+
+    def known(self, process: int) -> Mapping[str, Round]:
+        return {}
+
+    def keep(self, process: int, rounds: Mapping[str, Round], environment: Mapping[str, Any]) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
+
+
+class _ChangedError(Exception):
+    """The target is another than it was when the book was written; the message says in what."""
+
+
+def _measure(
+    candidates: Sequence[Candidate],
+    reference: Candidate,
+    target: Target,
+    settings: MeasureSettings,
+    *,
+    seed: int,
+    progress: Progress,
+    keep_going: bool,
+    book: Book,
+) -> MeasureResult:
+    rounds = {process: dict(book.known(process)) for process in range(settings.processes)}
+    missing = [candidate for candidate in candidates if any(candidate.id not in found for found in rounds.values())]
+    failures: dict[str, str] = {}
+    environment = book.environment
+    if missing:
+        runtime = get_runtime(target.runtime)
+        with connect(target.device) as transport:
+            names = _push_models(transport, runtime, [reference, *missing])
+            bench: Bench = (
+                ToolBench(transport, target, settings, seed=seed, reference=reference, names=names)
+                if timed_by_tool(target.device)
+                else RunnerBench(transport, runtime, target, settings, seed=seed, reference=reference, names=names)
+            )
+            begun = list(book.environment.get("conditions", ()))
+            steps = sum(bench.steps(sum(each.id not in found for each in missing)) for found in rounds.values())
+            with progress.task(f"measuring on {target}", steps, "steps") as advance:
+                for process, found in rounds.items():
+                    order = [candidates[i] for i in np.random.default_rng([seed, process]).permutation(len(candidates))]
+                    unanswered = [each for each in order if each.id not in found and each.id not in failures]
                     if not unanswered:
-                        break
-    good = {name: found for name, found in rounds.items() if name not in failures}
+                        continue
+                    utc = datetime.now(UTC).isoformat(timespec="seconds")
+                    conditions = settle(transport, target.device, progress)
+                    begun.append({"process": process, "utc": utc, **conditions})
+                    while unanswered:
+                        answers = bench.round(unanswered, advance)
+                        environment = {**bench.environment, **conditions, "conditions": [*begun]}
+                        _raise_if_changed(book.environment, environment)
+                        failures |= {name: answer for name, answer in answers.items() if isinstance(answer, str)}
+                        _raise_unless(keep_going, failures, target)
+                        times = {name: answer for name, answer in answers.items() if isinstance(answer, Round)}
+                        book.keep(process, times, environment)
+                        found.update(times)
+                        unanswered = [candidate for candidate in unanswered if candidate.id not in answers]
+    good = {each.id: [found[each.id] for found in rounds.values()] for each in candidates if each.id not in failures}
     references = [ms for found in good.values() for each in found for ms in each.references_ms]
     reference_ms = _rank(references, _QUIET) if references else math.nan
     measurements = tuple(_summary(name, found, reference_ms) for name, found in good.items())
-    return MeasureResult(measurements, failures, reference_ms, {**bench.environment, **conditions})
+    return MeasureResult(measurements, failures, reference_ms, environment)
+
+
+DECIDES = ("harness", "runtime", "runtime_version", "provider", "threads", "cpu", "cores", "affinity", "governor", "os")
+"""Facts of an environment that times depend on."""
+
+
+def _raise_if_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    if changed := [name for name in DECIDES if name in old and name in new and old[name] != new[name]]:
+        raise _ChangedError(", ".join(f"{name} was {old[name]} and is {new[name]}" for name in changed))
 
 
 def _raise_unless(keep_going: bool, failures: Mapping[str, str], target: Target) -> None:
@@ -209,6 +273,7 @@ def _summary(name: str, rounds: Sequence[Round], reference_ms: float) -> Measure
     centres = medians or [each.mean_ms for each in rounds]
     relative = median([ratio for each in rounds for ratio in each.ratios])
     in_process = [median(each.ratios) for each in rounds]
+    beside = [median(each.references_ms) for each in rounds]
     loads, firsts = (_all_told(times) for times in ((each.load_ms for each in rounds), (each.first_ms for each in rounds)))
     return Measurement(
         id=name,
@@ -225,6 +290,8 @@ def _summary(name: str, rounds: Sequence[Round], reference_ms: float) -> Measure
         unstable=max(centres) > (1 + UNSTABLE) * min(centres),
         spread=max(in_process) / min(in_process) - 1,
         samples_ms=tuple(each.samples_ms for each in rounds),
+        drift=max(beside) / min(beside) - 1,
+        waited=max(waits) if (waits := _all_told(each.waited for each in rounds)) else None,
     )
 
 

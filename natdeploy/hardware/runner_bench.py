@@ -97,13 +97,15 @@ class RunnerBench:
                 return {running: str(error)}
             self._transport.pull("result.jsonl", here / "result.jsonl")
             self.environment, *records = [json.loads(line) for line in (here / "result.jsonl").read_text().splitlines()]
-        return {record["id"]: record["error"] if "error" in record else _round(record) for record in records}
+        counted = bool(self.environment["waiting_counted"])
+        return {record["id"]: record["error"] if "error" in record else _round(record, counted) for record in records}
 
     def _model(self, candidate: Candidate) -> dict[str, Any]:
-        return {"id": candidate.id, "model": self._names[candidate.model], "shape": candidate.shape}
+        facts = {"id": candidate.id, "model": self._names[candidate.model], "shape": candidate.shape}
+        return {**facts, "inputs": candidate.inputs, "precision": candidate.precision}
 
 
-def _round(record: Mapping[str, Any]) -> Round:
+def _round(record: Mapping[str, Any], counted: bool) -> Round:
     slices = [(_undisturbed(part), part["reference_ms"]) for part in record["slices"]]
     samples = tuple(ms for part in record["slices"] for ms in part["wall_ms"])
     return Round(
@@ -116,6 +118,7 @@ def _round(record: Mapping[str, Any]) -> Round:
         samples_ms=samples,
         load_ms=record["load_ms"],
         first_ms=record["first_ms"],
+        waited=sum(ms for part in record["slices"] for ms in part["waited_ms"]) / sum(samples) if counted else None,
     )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Runtime(Protocol):
-    """A module of natdeploy.runtimes. All but `convert` also works alone on a device, with numpy and the library.
+    """A module of natdeploy.runtimes. All but `convert` and `read_inputs` also works alone on a device, with numpy and the library.
 
     Attributes:
         NAME: what users type.
@@ -53,8 +53,11 @@ class Runtime(Protocol):
     def companions(self, path: Path) -> tuple[Path, ...]:
         """Further files that belong to one that `convert` wrote and travel with it."""
 
-    def load(self, path: str | Path, shape: Sequence[int], threads: int, precision: str, delegate: str) -> Any:
-        """A session that computes inputs of exactly that shape."""
+    def read_inputs(self, path: Path) -> list[tuple[str, tuple[int | None, ...] | None, str]]:
+        """Name, sizes and type of every input of any file of this runtime, read here. Raises ValueError where it is none."""
+
+    def load(self, path: str | Path, shape: Sequence[int] | None, threads: int, precision: str, delegate: str) -> Any:
+        """A session that computes inputs of exactly that shape, or of those that the file fixes."""
 
     def run(self, session: Any, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         """Outputs of one run."""

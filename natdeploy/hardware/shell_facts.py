@@ -25,6 +25,7 @@ say cores "$cores"
 say affinity "$(field /proc/self/status Cpus_allowed_list)"
 say governor "$(first /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor)"
 say temperature "$(first /sys/class/thermal/thermal_zone0/temp)"
+say load "$(first /proc/loadavg)"
 say memory "$(field /proc/meminfo MemTotal)"
 android=$(getprop ro.build.version.release 2>/dev/null)
 say os "$(uname -srm)${android:+, Android $android}"
@@ -35,7 +36,7 @@ _ANSWER_S = 60.0
 
 
 def shell_facts(transport: Transport) -> dict[str, Any]:
-    """Processor, cores, operating system and time; memory, governor and temperature, None where the device does not tell.
+    """Processor, cores, operating system and time; memory, load, governor and temperature, None where the device does not tell.
 
     Raises:
         DeviceError: its shell does not answer as a shell does.
@@ -56,6 +57,7 @@ def read_facts(lines: list[str]) -> dict[str, Any]:
         said = " | ".join(lines)[:200] or "nothing"
         raise DeviceError(f"the device's shell was asked for processor, cores, system and time, and answered {said!r}")
     temperature, memory = told.get("temperature", ""), told.get("memory", "").split(" ")[0]
+    load = told.get("load", "").split(" ")[0]
     return {
         "cpu": told["cpu"],
         "cores": int(cores),
@@ -64,6 +66,7 @@ def read_facts(lines: list[str]) -> dict[str, Any]:
         "temperature_c": int(temperature) / 1000 if temperature.lstrip("-").isdecimal() else None,
         "memory_mb": int(memory) // 1024 if memory.isdecimal() else None,
         "os": told["os"],
+        "load": float(load) if load.replace(".", "", 1).isdecimal() else None,
         "utc": told["utc"],
     }
 

@@ -102,7 +102,7 @@ class ToolBench:
             file=self._names[candidate.model],
             shape=tuple(candidate.shape),
             threads=target.threads,
-            precision=target.precision,
+            precision=candidate.precision or target.precision,
             delegate=target.delegate,
             seed=self._seed,
             warmup_runs=settings.warmup_runs,

@@ -7,16 +7,20 @@ from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.demo import demo
 from natdeploy.pipeline.export import export
 from natdeploy.pipeline.finished import files, load_subnet, nets
+from natdeploy.pipeline.model_files import parse_shape
 from natdeploy.pipeline.plan import Plan, plan
 from natdeploy.pipeline.predict import PredictedLatency, predict
 from natdeploy.pipeline.profile import ProfileResult, profile
 from natdeploy.pipeline.report import ReportResult, report, write_archive
 from natdeploy.pipeline.search import resume, search
+from natdeploy.pipeline.serve import serve
 from natdeploy.pipeline.supernet import ImportResult, WeightsInfo, supernet_import, supernet_info
 from natdeploy.pipeline.tables import TableDetails, TableLine, TableMerge, tables_diff, tables_list, tables_merge, tables_show
 from natdeploy.pipeline.tables_import import TableImport, tables_import
+from natdeploy.pipeline.timings import BenchmarkResult, read_result
 
 __all__ = [
+    "BenchmarkResult",
     "Budget",
     "Engine",
     "ImportResult",
@@ -37,12 +41,15 @@ __all__ = [
     "load_subnet",
     "nets",
     "open_engine",
+    "parse_shape",
     "plan",
     "predict",
     "profile",
+    "read_result",
     "report",
     "resume",
     "search",
+    "serve",
     "supernet_import",
     "supernet_info",
     "tables_diff",

@@ -1,119 +1,230 @@
-"""Exported networks of a run, timed on a target."""
+"""Networks of a run, exported bundles and any other model files, timed on a target."""
 
 from __future__ import annotations
 
-import json
 import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
-from natdeploy.errors import UsageError
-from natdeploy.export import get_format, record_latency
-from natdeploy.files import write_atomic
-from natdeploy.hardware.bench import NETS, Candidate, MeasureSettings
+from natdeploy._version import __version__
+from natdeploy.errors import DeviceError, UsageError
+from natdeploy.export import METADATA, record_latency
+from natdeploy.hardware.bench import NETS, MeasureSettings
 from natdeploy.hardware.device import Target
-from natdeploy.hardware.measure import measure
-from natdeploy.hardware.runtimes import get_runtime
+from natdeploy.hardware.measure import MeasureResult, measure
+from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.logs import log_to
+from natdeploy.pipeline.book import SavedBook
 from natdeploy.pipeline.config import target_of
-from natdeploy.pipeline.export import Export, export_net, latency_of
-from natdeploy.pipeline.finished import finished_nets, latency_limit_ms, load_subnet, own_target
+from natdeploy.pipeline.export import bundle_name, latency_of
+from natdeploy.pipeline.finished import latency_limit_ms
+from natdeploy.pipeline.model_files import Subject, bundle, foreign
+from natdeploy.pipeline.run_files import run_subjects
 from natdeploy.pipeline.search import LOG, read_config
+from natdeploy.pipeline.timings import BenchmarkResult, Mode, Section, model_times
 from natdeploy.progress import Progress, Silent
-from natdeploy.space import Arch
-from natdeploy.store import FileRecord, LatencyRecord, NetRecord, RunStore
+from natdeploy.store import LatencyRecord, RunStore
 
 
 def benchmark(
-    folder: Path,
+    paths: Path | str | Sequence[Path | str],
     target: str | None = None,
     progress: Progress | None = None,
     settings: MeasureSettings = NETS,
     out: Path | None = None,
-) -> list[NetRecord]:
-    """Measures every exported net of a run on a target; the seed network is exported and measured beside them.
-
-    Nets whose precision the search chose are measured in it, all in one run.
+    *,
+    mode: Mode = "latency",
+    arch: str | None = None,
+    shape: Sequence[int] | None = None,
+    fresh: bool = False,
+) -> BenchmarkResult:
+    """Measures model files on a target, those of one runtime together, in turns.
 
     Args:
-        folder: of the run.
-        target: where; the run's own by default.
+        paths: each a run folder, of which every exported net and the seed network are measured; an exported bundle; or any ONNX,
+            TFLite or OpenVINO file.
+        target: where; a run's own by default, else this machine, in the runtime that a file's suffix tells.
         progress: is told about every model.
         settings: how long each model is measured.
-        out: JSON file for the whole result: the target, its environment, and every model with its raw times in milliseconds.
+        out: JSON file for the whole result: target, environment, flags, and every raw time.
+        mode: latency of one request at a time, or throughput of as many as the target runs best at once.
+        arch: nets of a run, as for `export`.
+        shape: of the input, for files that leave its sizes open.
+        fresh: measure again what the run holds already from the same file on the same target.
 
     Raises:
-        UsageError: nothing is exported, or the target is unknown.
-        DeviceError: the target failed.
-        NatdeployError: `out` cannot be written; the run keeps what was measured.
+        UsageError: a path is nothing that can be timed on the target; the message says what to do.
+        DeviceError: the target failed. What was measured until then is kept where the run, or `out`, can hold it, and the same
+            call goes on from there.
+        NatdeployError: `out` cannot be written; a run keeps what was measured.
     """
     progress = progress or Silent()
-    with RunStore.open(folder) as store, log_to(folder / LOG):
-        config = read_config(store)
-        chosen = target_of(config, target)
-        chosen.device.require_address()
-        files = {(file.role, file.id): file for file in store.files() if file.path is not None}
-        nets = [net for net in finished_nets(store) if net.role == "baseline" or (net.role, net.id) in files]
-        if not any(net.role == "front" for net in nets):
-            raise UsageError(f"nothing of {folder} is exported yet; run `natdeploy export {folder} --arch front` first")
-        for net in nets:
-            if (net.role, net.id) not in files:
-                (files[net.role, net.id],) = export_net(store, net, Export((get_format("onnx"),), ("fp32",)))
-        with tempfile.TemporaryDirectory() as converted:
-            targets = {net.id: own_target(net, chosen) for net in nets}
-            candidates = [_candidate(store, net, files[net.role, net.id], targets[net.id], Path(converted)) for net in nets]
-            reference = next(each for net, each in zip(nets, candidates, strict=True) if net.role == "baseline")
-            if any(candidate.model.parent == Path(converted) for candidate in candidates):
-                progress.note(f"the run's files are ONNX in fp32; for {chosen} the same nets were converted, to be timed")
-            result = measure(candidates, reference, chosen, settings, seed=config.seed, progress=progress)
-        store.set(f"measured on {chosen}", asdict(result))
-        if str(chosen) != str(target_of(config)):
-            progress.note(f"the run was searched for {target_of(config)}; its predictions do not apply to {chosen}")
-        measured = []
-        for net in nets:
-            found = result[f"{net.role}-{net.id}"]
-            timed = replace(
-                net, measured_p50_ms=found.p50_ms, measured_p90_ms=found.p90_ms, measured_n=found.n, unstable=found.unstable
-            )
-            own = str(chosen) == str(target_of(config))
-            measured.append(timed if own else replace(timed, predicted_ms=None, estimated=False))
-            mean_ms = found.mean_ms if found.p50_ms is None else None
-            place = str(targets[net.id])
-            record_latency(folder / f"models/{net.id}", latency_of(measured[-1], place, mean_ms))
-            store.put_latency(
-                LatencyRecord(net.role, net.id, place, found.p50_ms, found.p90_ms, found.mean_ms, found.n, found.unstable)
-            )
-        means = [f"{each.id} {each.mean_ms:.3f} ms" for each in result.measurements if each.p50_ms is None]
-        if means:
-            progress.note(f"{result.environment['harness']} tells no median; the means are {', '.join(means)}")
-        if str(chosen) == str(target_of(config)):
-            for net in measured:
-                store.put_net(net)
-            limit_ms = latency_limit_ms(config)
-            over = [net.id for net in measured if net.role == "front" and result[f"front-{net.id}"].typical_ms > limit_ms]
-            if over:
-                expected = "estimated" if store.get("estimate") else "predicted"
-                progress.note(f"measured above the limit of {limit_ms:g} ms, though {expected} below it: {', '.join(over)}")
-        if out is not None:
-            write_atomic(out, json.dumps({"target": str(chosen), **asdict(result)}, indent=1, allow_nan=False).encode())
-        return measured
-
-
-def _candidate(store: RunStore, net: NetRecord, file: FileRecord, target: Target, folder: Path) -> Candidate:
-    """The exported file where the target reads it; else one of the same subnet for the target's runtime and precision."""
-    arch, runtime = Arch.parse(net.arch), get_runtime(target.runtime)
-    shape = (1, 3, arch.resolution, arch.resolution)
-    assert file.path is not None
-    path = store.folder / file.path
-    if path.suffix != runtime.SUFFIX or target.precision != "fp32":
-        path = folder / f"{net.role}-{net.id}{runtime.SUFFIX}"
-        runtime.convert(
-            load_subnet(store, arch, tuned=net.tuned_accuracy is not None),
-            torch.zeros(shape),
-            path,
-            precision=target.precision,
-            dynamic_size=False,
+    begun = _utc()
+    given = [paths] if isinstance(paths, Path | str) else list(paths)
+    with ExitStack() as open_things:
+        converted = Path(open_things.enter_context(tempfile.TemporaryDirectory()))
+        store, subjects = _subjects(
+            [Path(each) for each in given],
+            target,
+            arch=arch,
+            shape=shape,
+            converted=converted,
+            open_things=open_things,
+            progress=progress,
         )
-    return Candidate(f"{net.role}-{net.id}", path, shape)
+        sections = [_section(group, store, settings, progress, fresh=fresh) for group in _grouped(subjects)]
+    result = BenchmarkResult(
+        tool=f"natdeploy {__version__}", mode=mode, begun_utc=begun, ended_utc=_utc(), sections=tuple(sections)
+    )
+    if out is not None:
+        result.write(out)
+    if not any(True for _ in result.models):
+        raise DeviceError("; ".join(f"{name} does not run on its target: {why}" for name, why in result.failures.items()))
+    return result
+
+
+def _utc() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _subjects(
+    paths: Sequence[Path],
+    target: str | None,
+    *,
+    arch: str | None,
+    shape: Sequence[int] | None,
+    converted: Path,
+    open_things: ExitStack,
+    progress: Progress,
+) -> tuple[RunStore | None, list[Subject]]:
+    """What the paths mean, and the store of the run among them, which stays open."""
+    runs = [path for path in dict.fromkeys(paths) if path.is_dir() and not (path / METADATA).is_file()]
+    if len(runs) > 1:
+        raise UsageError(f"{' and '.join(map(str, runs))} are two runs; measure one at a time")
+    if arch is not None and not runs:
+        raise UsageError("--arch chooses nets of a run, and no path is one; leave it out")
+    store = None
+    subjects: list[Subject] = []
+    for path in dict.fromkeys(paths):
+        if path in runs:
+            store = open_things.enter_context(RunStore.open(path))
+            open_things.enter_context(log_to(path / LOG))
+            subjects += run_subjects(store, target, arch, converted, progress)
+        elif path.is_dir():
+            subjects += bundle(path, target, progress)
+        else:
+            subjects.append(foreign(path, target, shape))
+    if not subjects:
+        raise UsageError("there is nothing to time; name a run, an exported folder or a model file")
+    return store, subjects
+
+
+def _grouped(subjects: Sequence[Subject]) -> list[list[Subject]]:
+    """Those of one runtime, delegate and number of threads together."""
+    groups: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        groups.setdefault(str(replace(subject.target, precision="any")), []).append(subject)
+    return list(groups.values())
+
+
+def _section(
+    subjects: Sequence[Subject], store: RunStore | None, settings: MeasureSettings, progress: Progress, *, fresh: bool
+) -> Section:
+    """Measures models of one target together, and records what belongs to the run."""
+    first = next((each for each in subjects if each.net is not None and each.net.role == "baseline"), subjects[0])
+    chosen = first.target
+    seed = 0 if store is None else read_config(store).seed
+    book = _book(subjects, first, store, settings, seed, fresh=fresh)
+    _check_version(book, chosen, progress)
+    try:
+        result = measure(
+            [each.candidate for each in subjects],
+            first.candidate,
+            chosen,
+            settings,
+            seed=seed,
+            progress=progress,
+            keep_going=True,
+            book=book,
+        )
+    except DeviceError as error:
+        if book.environment:
+            raise type(error)(f"{error}; what was measured is kept, and the same command goes on from there") from error
+        raise
+    measured = {each.id: each for each in result.measurements}
+    if store is not None:
+        _record(store, subjects, result, chosen, progress)
+    return Section(
+        target=str(chosen),
+        environment=dict(result.environment),
+        reference=first.name,
+        reference_ms=result.reference_ms if measured else None,
+        models=tuple(model_times(each, measured[each.name], result.environment) for each in subjects if each.name in measured),
+        failures=dict(result.failures),
+    )
+
+
+def _book(
+    subjects: Sequence[Subject], reference: Subject, store: RunStore | None, settings: MeasureSettings, seed: int, *, fresh: bool
+) -> SavedBook:
+    """What the run knows already of these files on this target."""
+    name = f"times on {reference.target}"
+    key = {"settings": asdict(settings), "seed": seed, "reference": reference.digest}
+    digests = {each.name: each.digest for each in subjects}
+    if store is None:
+        return SavedBook(lambda: None, lambda value: None, key, digests)
+    book = SavedBook(lambda: store.get(name), lambda value: store.set(name, value), key, digests)
+    if fresh:
+        book.forget()
+    return book
+
+
+def _check_version(book: SavedBook, target: Target, progress: Progress) -> None:
+    """Forgets what another version of the runtime did here. Elsewhere that shows as soon as anything is measured."""
+    old = book.environment.get("runtime_version")
+    if old is None:
+        return
+    if target.device.transport == "local" and target.device.harness == "runner":
+        now = installed_version(get_runtime(target.runtime))
+        if now != old:
+            progress.note(f"{target.runtime} was {old} and is {now}, so that everything is measured again")
+            book.forget()
+            return
+    progress.note(f"what was measured on {target} until {book.environment['utc']} counts; --fresh measures it again")
+
+
+def _record(store: RunStore, subjects: Sequence[Subject], result: MeasureResult, target: Target, progress: Progress) -> None:
+    """Writes what was measured of a run's nets to the run, and to their exported folders."""
+    config = read_config(store)
+    own = str(target) == str(target_of(config))
+    if not own:
+        progress.note(f"the run was searched for {target_of(config)}; its predictions do not apply to {target}")
+    found = {each.id: each for each in result.measurements}
+    for subject in subjects:
+        net, times = subject.net, found.get(subject.name)
+        if net is None or times is None:
+            continue
+        place = str(subject.target)
+        timed = replace(
+            net, measured_p50_ms=times.p50_ms, measured_p90_ms=times.p90_ms, measured_n=times.n, unstable=times.unstable
+        )
+        told = timed if own else replace(timed, predicted_ms=None, estimated=False)
+        record_latency(store.folder / bundle_name(net), latency_of(told, place, times.mean_ms if times.p50_ms is None else None))
+        store.put_latency(
+            LatencyRecord(net.role, net.id, place, times.p50_ms, times.p90_ms, times.mean_ms, times.n, times.unstable)
+        )
+        if own:
+            store.put_net(timed)
+    means = [f"{each.id} {each.mean_ms:.3f} ms" for each in result.measurements if each.p50_ms is None]
+    if means:
+        progress.note(f"{result.environment['harness']} tells no median; the means are {', '.join(means)}")
+    if own:
+        limit_ms = latency_limit_ms(config)
+        fronts = [each for each in subjects if each.net is not None and each.net.role == "front" and each.name in found]
+        over = [str(each.id) for each in fronts if found[each.name].typical_ms > limit_ms]
+        if over:
+            expected = "estimated" if store.get("estimate") else "predicted"
+            progress.note(f"measured above the limit of {limit_ms:g} ms, though {expected} below it: {', '.join(over)}")

@@ -10,6 +10,7 @@ from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.problem import LATENCY, label
 from natdeploy.search import Choice, choose
 from natdeploy.search.decide import RULES
+from natdeploy.search.objectives import ERROR
 from natdeploy.store import NetRecord
 
 
@@ -27,6 +28,8 @@ def choose_net(nets: Sequence[NetRecord], config: SearchConfig, which: str) -> C
     names = tuple(dict.fromkeys([*config.objectives, *known]))
     values = np.array([[_value(net, name) for name in names] for net in front], dtype=np.float64)
     labels = {name: label(name, estimated=name == LATENCY and any(net.estimated for net in front)) for name in names}
+    # Beside a net's test accuracy, "error" alone would be taken for that of the test images.
+    labels[ERROR] = "validation error"
     return choose(values, names, [net.id for net in front], which, labels)
 
 
@@ -37,7 +40,7 @@ def stand_out(nets: Sequence[NetRecord], config: SearchConfig) -> tuple[Choice, 
 
 
 def _value(net: NetRecord, name: str) -> float | None:
-    if name == "error":
+    if name == ERROR:
         return 1 - net.validation_accuracy
     # Runs of before stored no objectives.
     before = {LATENCY: net.predicted_ms, "macs": net.macs, "params": net.params}

@@ -191,7 +191,7 @@ class _Bundle:
 
     def __init__(self, store: RunStore, net: NetRecord, task: Classification, wanted: Export, progress: Progress) -> None:
         self._store, self._net, self._task, self._wanted, self._progress = store, net, task, wanted, progress
-        self._name = f"models/{net.id}"
+        self._name = bundle_name(net)
         self._folder = store.folder / self._name
         self._arch = Arch.parse(net.arch)
         self._description = _describe(store, net, task)
@@ -343,6 +343,11 @@ class _Bundle:
         return (
             f"it loses {file.drop:.1f} points of validation accuracy, and at most {self._wanted.max_drop:g} may be lost; {instead}"
         )
+
+
+def bundle_name(net: NetRecord) -> str:
+    """The folder of a net's files, relative to the run's."""
+    return f"models/{net.id}"
 
 
 def _describe(store: RunStore, net: NetRecord, task: Classification) -> Description:

@@ -1,4 +1,4 @@
-"""The page of a finished run, and the same for programs."""
+"""The page of a run, and the same for programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import math
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from natdeploy.pipeline.finished import finished_nets, latency_limit_ms
 from natdeploy.pipeline.predictor import load_predictor
 from natdeploy.pipeline.search import read_config
 from natdeploy.pipeline.setting import stored_space
-from natdeploy.report import PageData, Round, file_json, net_json, write_page
-from natdeploy.search import Choice
+from natdeploy.pipeline.underway import front_so_far, standing_of
+from natdeploy.report import PageData, Pick, Round, Standing, file_json, net_json, sentence, write_page
 from natdeploy.space import Arch, Block
 from natdeploy.store import NetRecord, RunStore
 
@@ -32,71 +32,93 @@ PAGE = "report.html"
 
 @dataclass(frozen=True)
 class ReportResult:
-    """The outcome of a run.
+    """The outcome of a run, or what is known of it so far.
 
     Attributes:
         page: the HTML page.
-        nets: final front and baseline.
+        standing: how far the run is, in a sentence; empty for a finished one.
+        nets: final front and baseline, or the front so far.
         picks: nets that stand out.
         seconds: by stage of the work.
         summary: the same for programs.
     """
 
     page: Path
+    standing: str
     nets: tuple[NetRecord, ...]
-    picks: tuple[Choice, ...]
+    picks: tuple[Pick, ...]
     seconds: Mapping[str, float]
     summary: dict[str, Any]
 
 
 def report(folder: Path) -> ReportResult:
-    """Writes the page of a run, and says what it says.
+    """Writes the page of a run, and says what it says. Another process may be searching in the folder.
 
     Raises:
-        UsageError: the run is not finished.
+        UsageError: there is no run.
     """
-    with RunStore.open(folder) as store:
-        nets = finished_nets(store)
-        config = read_config(store)
-        picks = stand_out(nets, config)
-        known = store.get("quality")
-        quality = None if known is None else Quality(**known)
-        rounds = [Round.from_facts(facts) for facts in store.rounds()]
-        limit_ms = latency_limit_ms(config)
-        data = PageData(
-            title=folder.resolve().name,
-            command=shlex.join(store.get("command")),
-            target=str(target_of(config)),
-            version=__version__,
-            utc=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            nets=nets,
-            files=store.files(),
-            picks=picks,
-            constraints=config.constraints,
-            latency_limit_ms=limit_ms if math.isfinite(limit_ms) else None,
-            rounds=rounds,
-            quality=quality,
-            estimate=store.get("estimate"),
-            seconds=store.seconds(),
-            data={"folder": str(config.data), "classes": ", ".join(store.get("classes")), "fingerprint": store.get("fingerprint")},
-            splits={name: len(paths) for name, paths in store.get("splits").items()},
-            settings={**store.get("plan"), **{name: str(value) for name, value in config if name not in ("nat", "adapt")}},
-            environment={name: str(value) for name, value in store.get("environment").items()},
-            latencies=store.latencies(),
-            **vars(_drawn(store, config, nets)),
-        )
-        write_page(folder / PAGE, data)
-        summary = {
-            "run": str(folder),
-            "page": str(folder / PAGE),
-            "target": data.target,
-            "nets": [net_json(net, picks) for net in nets],
-            "files": [file_json(file) for file in store.files()],
-            "predictor_quality": known,
-            "estimate": store.get("estimate"),
-            "seconds": data.seconds,
-        }
-        return ReportResult(folder / PAGE, nets, picks, data.seconds, summary)
+    with RunStore.snapshot(folder) as store:
+        data = page_data(store)
+    write_page(folder / PAGE, data)
+    assert data.standing is not None
+    summary = {
+        "run": str(folder),
+        "page": str(folder / PAGE),
+        "state": data.standing.state,
+        "progress": asdict(data.standing),
+        "target": data.target,
+        "nets": [net_json(net, data.picks) for net in data.nets],
+        "files": [file_json(file) for file in data.files],
+        "predictor_quality": None if data.quality is None else vars(data.quality),
+        "estimate": data.estimate,
+        "seconds": dict(data.seconds),
+    }
+    return ReportResult(
+        folder / PAGE, sentence(data.standing, data.command_name), tuple(data.nets), tuple(data.picks), data.seconds, summary
+    )
+
+
+def page_data(store: RunStore) -> PageData:
+    """Everything the page of a run shows."""
+    config, standing = read_config(store), standing_of(store)
+    nets, unknown = _nets(store, config, standing)
+    known = store.get("quality")
+    limit_ms = latency_limit_ms(config)
+    return PageData(
+        title=store.folder.resolve().name,
+        command=shlex.join(store.get("command")),
+        target=str(target_of(config)),
+        version=__version__,
+        utc=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        nets=nets,
+        files=store.files(),
+        picks=stand_out(nets, config) if nets else (),
+        constraints=config.constraints,
+        latency_limit_ms=limit_ms if math.isfinite(limit_ms) else None,
+        rounds=[Round.from_facts(facts) for facts in store.rounds()],
+        quality=None if known is None else Quality(**known),
+        estimate=store.get("estimate"),
+        seconds=store.seconds(),
+        data={"folder": str(config.data), "classes": ", ".join(store.get("classes")), "fingerprint": store.get("fingerprint")},
+        splits={name: len(paths) for name, paths in store.get("splits").items()},
+        settings={**store.get("plan"), **{name: str(value) for name, value in config if name not in ("nat", "adapt")}},
+        environment={name: str(value) for name, value in store.get("environment").items()},
+        latencies=store.latencies(),
+        standing=standing,
+        command_name=shlex.quote(str(store.folder)),
+        unknown=unknown,
+        **vars(_drawn(store, config, nets)),
+    )
+
+
+def _nets(store: RunStore, config: SearchConfig, standing: Standing) -> tuple[tuple[NetRecord, ...], str | None]:
+    """The nets of a run at any time, and why there are none where that is not because nothing was judged yet."""
+    if standing.finished:
+        return finished_nets(store), None
+    try:
+        return front_so_far(store, config), None
+    except NatdeployError as error:
+        return (), f"The front so far cannot be shown: {error}."
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib import resources
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Protocol
 
 from natdeploy.files import write_atomic
-from natdeploy.report.axes import ERROR, LATENCY, Axis, axes
+from natdeploy.report.axes import Axis, axes
+from natdeploy.report.document import document, plot, section, selects
 from natdeploy.report.drawing import picture
 from natdeploy.report.figures import (
     AccuracyKind,
@@ -25,6 +24,7 @@ from natdeploy.report.figures import (
     history_figure,
 )
 from natdeploy.report.markup import Markup, element, join
+from natdeploy.report.standing import Standing, sentence
 from natdeploy.report.tables import (
     ESTIMATED,
     MISSING,
@@ -36,15 +36,12 @@ from natdeploy.report.tables import (
     millions,
     milliseconds,
     percent,
+    precisions_searched,
     predicted,
     quantity,
 )
 from natdeploy.space import Arch, Block
 from natdeploy.store import FileRecord, LatencyRecord, NetRecord
-
-# The browser itself then refuses whatever would leave the page; plotly draws with inline styles and saves images through blobs.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-
 
 _COLUMNS = (
     "input, px",
@@ -107,6 +104,9 @@ class PageData:
         blocks: of each net, by the text of its architecture.
         block_ms: predicted latency of each of them alone, milliseconds; empty where nobody knows.
         undrawn: why there are no blocks or no latencies of them; None where there are.
+        standing: how far the run is; None is the same as finished.
+        command_name: how the command line calls the run.
+        unknown: why a part of what the page shows of other runs is missing; None where nothing is.
     """
 
     title: str
@@ -131,6 +131,9 @@ class PageData:
     blocks: Mapping[str, Sequence[Block]] = field(default_factory=dict)
     block_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
     undrawn: str | None = None
+    standing: Standing | None = None
+    command_name: str = "RUN"
+    unknown: str | None = None
 
 
 def write_page(path: Path, data: PageData) -> None:
@@ -139,37 +142,18 @@ def write_page(path: Path, data: PageData) -> None:
     Raises:
         NatdeployError: it cannot be written; an existing page stays as it was.
     """
-    write_atomic(path, render(data).encode())
+    # names of files need not be text
+    write_atomic(path, render(data).encode(errors="replace"))
 
 
-def render(data: PageData) -> str:
-    """The page's text."""
+def render(data: PageData, *, served: bool = False) -> str:
+    """The page's text, as a file or for the server."""
     figures = _figures(data)
     choices = axes(data.nets, data.files, data.latencies) if "front" in figures else {}
-    body = element("main", _header(data), *_sections(data, figures, choices), _footer(data))
-    scripts = [_json("figures", figures)]
-    if figures:
-        from plotly.offline import get_plotlyjs
-
-        scripts.append(_json("axes", {name: asdict(axis) for name, axis in choices.items()}))
-        scripts += [element("script", Markup(get_plotlyjs())), element("script", Markup(_asset("page.js")))]
-    head = join(
-        Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Markup(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-        element("title", f"{data.title} · natdeploy"),
-        element("style", Markup(_asset("page.css"))),
-    )
-    return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{join(body, *scripts)}\n</body>\n</html>\n'
-
-
-def _json(name: str, value: object) -> Markup:
-    # Inside a script element only "</" and "<!--" could end or hide anything; no "<" is left that could begin either.
-    text = json.dumps(value, allow_nan=False).replace("<", "\\u003c")
-    return element("script", Markup(text), type="application/json", id=name)
-
-
-def _asset(name: str) -> str:
-    return resources.files("natdeploy.report").joinpath(name).read_text(encoding="utf-8")
+    parts = [_header(data), *_sections(data, figures, choices), _footer(data)]
+    if served:
+        parts.insert(0, element("nav", element("a", "all runs", href="/")))
+    return document(data.title, element("main", *parts), figures, choices, served=served, changing=not _finished(data))
 
 
 def _figures(data: PageData) -> dict[str, Figure]:
@@ -188,51 +172,44 @@ def _figures(data: PageData) -> dict[str, Figure]:
 
 def _header(data: PageData) -> Markup:
     front = sum(net.role == "front" for net in data.nets)
-    facts = [f"{front} {'net' if front == 1 else 'nets'} on the front", f"target {data.target}", *data.constraints]
-    warning = element("p", f"Predicted latency is {data.estimate}.", class_="estimate") if data.estimate else ""
-    return element("header", element("h1", data.title), element("p", " · ".join(facts)), warning)
+    so_far = "" if _finished(data) else " so far"
+    facts = [f"{front} {'net' if front == 1 else 'nets'} on the front{so_far}", f"target {data.target}", *data.constraints]
+    told = "" if data.standing is None else sentence(data.standing, data.command_name)
+    standing = element("p", told, class_=f"standing {data.standing.state}") if data.standing and told else ""
+    warnings = [f"Predicted latency is {data.estimate}."] if data.estimate else []
+    warnings += [data.unknown] if data.unknown else []
+    return element(
+        "header",
+        element("h1", data.title),
+        element("p", " · ".join(facts)),
+        standing,
+        *(element("p", warning, class_="estimate") for warning in warnings),
+    )
+
+
+def _finished(data: PageData) -> bool:
+    return data.standing is None or data.standing.finished
 
 
 def _sections(data: PageData, figures: Mapping[str, Figure], choices: Mapping[str, Axis]) -> Iterable[Markup]:
     if data.picks:
         yield _picks(data)
     if "front" in figures:
-        yield _section("Front", _selects(choices), _plot("front"), _front_note(data))
+        yield section("Front", selects(choices), plot("front"), _front_note(data))
     if data.nets:
-        yield _section("Nets", _nets(data), class_="long")
+        yield section("Nets", _nets(data), class_="long")
     if data.rounds:
-        yield _section("Search", _history(data, drawn="history" in figures))
+        yield section("Search", _history(data, drawn="history" in figures))
     if "agreement" in figures:
-        yield _section("Predicted against measured", _plot("agreement"))
+        yield section("Predicted against measured", plot("agreement"))
     predictor = Markup() if data.quality is None else _quality(data, data.quality)
     yield element("div", element("div", predictor, _data(data)), element("div", _time(data)), class_="columns")
-    yield _section("To get this again", element("pre", data.command), _pairs(data.settings), class_="long")
-    yield _section("Environment", _pairs(data.environment), class_="long")
+    yield section("To get this again", element("pre", data.command), _pairs(data.settings), class_="long")
+    yield section("Environment", _pairs(data.environment), class_="long")
 
 
 def _footer(data: PageData) -> Markup:
     return element("footer", f"natdeploy {data.version}, {data.utc}")
-
-
-def _section(title: str, *children: str, class_: str = "") -> Markup:
-    return element("section", element("h2", title), *children, class_=class_)
-
-
-def _selects(choices: Mapping[str, Axis]) -> Markup:
-    """What the two axes of the front show."""
-
-    def select(name: str, label: str, chosen: str) -> Markup:
-        options = (
-            element("option", axis.title, value=key, **({"selected": ""} if key == chosen else {})) for key, axis in choices.items()
-        )
-        return element("label", label, element("select", *options, id=name))
-
-    return element("div", select("across", "across ", LATENCY), select("up", "up ", ERROR), class_="axes")
-
-
-def _plot(name: str) -> Markup:
-    undrawn = element("p", "The plot needs JavaScript; its numbers are in the table.", class_="note undrawn")
-    return join(element("div", id=name, class_="plot"), undrawn)
 
 
 def _picks(data: PageData) -> Markup:
@@ -254,6 +231,7 @@ def _picks(data: PageData) -> Markup:
                 "div",
                 element("h2", pick.rule, element("a", net.id, href=f"#{anchor(net)}")),
                 element("div", *figures, class_="figures"),
+                element("p", f"validation accuracy {percent(net.validation_accuracy)} %", class_="note") if kind == "test" else "",
                 element("p", gain, class_="gain") if gain else "",
                 element("p", pick.reason, class_="note"),
                 class_="pick",
@@ -278,6 +256,11 @@ def _front_note(data: PageData) -> Markup:
     kind = accuracy_kind(data.nets)
     front = [net for net in data.nets if net.role == "front"]
     sentences = [f"Accuracy is of the {kind} images; latency is of one image, the median of n runs (p50)."]
+    if not _finished(data):
+        sentences = [
+            "Accuracy is of the validation images, with the weights by which a net was last judged. At the end the front is "
+            "trained on, tested, and compared with the seed network. Latency is of one image.",
+        ]
     if any(net.measured_p50_ms is None for net in data.nets):
         sentences.append(f"Hollow marks: latency {'estimated' if data.estimate else 'predicted'}, not yet measured.")
     sentences.append("The line joins the nets of the front that no other one beats in both; a click on a mark opens its row.")
@@ -290,7 +273,8 @@ def _front_note(data: PageData) -> Markup:
 
 def _nets(data: PageData) -> Markup:
     extra = further(data.nets)
-    head = element("tr", element("th", "net"), *(element("th", each, class_="number") for each in (*_COLUMNS, *extra)))
+    searched = ("precision",) if precisions_searched(data.nets) else ()
+    head = element("tr", element("th", "net"), *(element("th", each, class_="number") for each in (*searched, *_COLUMNS, *extra)))
     bodies = [_net(net, data, extra) for net in by_latency(data.nets)]
     table = element("table", element("thead", head), *bodies, class_="nets")
     note = element(
@@ -318,6 +302,7 @@ def _net(net: NetRecord, data: PageData, extra: Sequence[str]) -> Markup:
     if net.predicted_ms is not None and net.measured_p50_ms is not None:
         off = (ESTIMATED if net.estimated else "") + _signed(100 * (net.predicted_ms / net.measured_p50_ms - 1))
     cells = (
+        *((net.precision or MISSING,) if precisions_searched(data.nets) else ()),
         str(Arch.parse(net.arch).resolution),
         percent(net.final_accuracy),
         MISSING if net.tuned_accuracy is None else percent(net.test_accuracy),
@@ -408,7 +393,7 @@ def _history(data: PageData, *, drawn: bool) -> Markup:
     ]
     if data.rounds[-1].failed:
         notes.append(f"{data.rounds[-1].failed} could not be evaluated and were left out.")
-    history = element("div", _plot("history") if drawn else "", element("div", table, class_="scroll"), class_="history")
+    history = element("div", plot("history") if drawn else "", element("div", table, class_="scroll"), class_="history")
     return join(history, element("p", " ".join(notes), class_="note"))
 
 
@@ -420,11 +405,11 @@ def _quality(data: PageData, quality: Quality) -> Markup:
         "rank correlation": f"Spearman {quality.spearman:.3f}, Kendall {quality.kendall:.3f}",
     }
     note = element("p", f"On {quality.n} whole nets that it has not seen, measured end to end on {data.target}.", class_="note")
-    return _section("Latency predictor", _pairs(rows), note)
+    return section("Latency predictor", _pairs(rows), note)
 
 
 def _data(data: PageData) -> Markup:
-    return _section("Data", _pairs({**data.data, **{split: f"{count} images" for split, count in data.splits.items()}}))
+    return section("Data", _pairs({**data.data, **{split: f"{count} images" for split, count in data.splits.items()}}))
 
 
 def _time(data: PageData) -> Markup:
@@ -442,7 +427,7 @@ def _time(data: PageData) -> Markup:
     rows.append(
         element("tr", element("th", "total"), element("td", _duration(total), class_="number"), element("td"), element("td"))
     )
-    return _section("Where the time went", element("table", element("tbody", *rows)))
+    return section("Where the time went", element("table", element("tbody", *rows)))
 
 
 def _pairs(values: Mapping[str, str]) -> Markup:

@@ -74,27 +74,39 @@ def further(nets: Iterable[NetRecord]) -> tuple[str, ...]:
     return tuple(name for name in named if name not in ("latency", "macs", "params"))
 
 
+def precisions_searched(nets: Iterable[NetRecord]) -> bool:
+    """Whether the search chose the precision of each net."""
+    return any(net.precision is not None for net in nets)
+
+
 def quantity(value: float | None) -> str:
     """A value of any objective, in its own unit."""
     return MISSING if value is None else f"{value:.3g}"
 
 
 def front_table(nets: Sequence[NetRecord], picks: Sequence[Pick] = ()) -> Table:
-    """The nets, fastest first, one line each, no wider than 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    """The nets, fastest first, one line each, no wider than 80 columns: where precision was searched, it takes the place of further
+    objectives and of the accuracy before tuning.
+    """
+    searched = precisions_searched(nets)
+    # Ids that tell a precision are longer: the gap of the box between columns has to do then.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0 if searched else 1), collapse_padding=True)
     table.add_column("net", no_wrap=True)
+    if searched:
+        table.add_column("prec.", no_wrap=True)
     for header in ("px", "test\n%", "valid.\n%", "p50\nms", "p90\nms", "pred.\nms", "MACs\nM", "params\nM"):
         table.add_column(header, justify="right", no_wrap=True)
-    tuned = any(net.tuned_accuracy is not None for net in nets)
+    tuned = any(net.tuned_accuracy is not None for net in nets) and not searched
     if tuned:
         table.add_column("before\n%", justify="right", no_wrap=True)
-    extra = further(nets)[:MOST_FURTHER]
+    extra = () if searched else further(nets)[:MOST_FURTHER]
     for name in extra:
         table.add_column(name.replace("@", "\n@"), justify="right", overflow="fold", max_width=8)
     table.add_column("")
     for net in by_latency(nets):
         table.add_row(
             net.id,
+            *([net.precision or MISSING] if searched else []),
             str(Arch.parse(net.arch).resolution),
             percent(net.final_accuracy),
             percent(net.validation_accuracy),

@@ -1,7 +1,7 @@
 """ONNX Runtime: convert a torch module, load a file, run it once.
 
 Not named after the library: on a device this file lies beside the runner and must not hide what it imports.
-The functions but `convert` need only numpy and onnxruntime, and run on Python 3.8.
+The functions but `convert` and `read_inputs` need only numpy and onnxruntime, and run on Python 3.8.
 """
 
 from __future__ import annotations
@@ -250,8 +250,45 @@ def companions(path: Path) -> tuple[Path, ...]:
     return ()
 
 
-def load(path: str | Path, shape: Sequence[int], threads: int, precision: str, delegate: str) -> Session:
+def read_inputs(path: Path) -> list[tuple[str, tuple[int | None, ...] | None, str]]:
+    """Name, sizes and numpy's name of the type of every input of any ONNX file; an open size is None, and so is an open rank.
+
+    Raises:
+        ValueError: it is no such file, takes something else than tensors, or keeps its weights elsewhere.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except DecodeError as error:
+        raise ValueError("it is no ONNX file") from error
+    if not graph.node:
+        raise ValueError("it holds no network")
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
+        raise ValueError("it keeps its weights in another file; save it as one: onnx.save(onnx.load(old), new)")
+    stored = {tensor.name for tensor in graph.initializer}
+    found: list[tuple[str, tuple[int | None, ...] | None, str]] = []
+    for value in graph.input:
+        if value.name not in stored:
+            tensor = value.type.tensor_type
+            if not tensor.elem_type:
+                raise ValueError(f"its input {value.name} is no tensor")
+            sizes = tuple(size.dim_value if size.dim_value > 0 else None for size in tensor.shape.dim)
+            kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+            found.append((value.name, sizes if tensor.HasField("shape") else None, kind))
+    return found
+
+
+def load(path: str | Path, shape: Sequence[int] | None, threads: int, precision: str, delegate: str) -> Session:
     """A session for inputs of exactly that shape, with exactly that many threads, which sleep between runs instead of spinning.
+
+    Args:
+        path: of the file.
+        shape: of its one input; None where the file fixes those of several.
+        threads: of an operator; operators run one after the other.
+        precision: of the file.
+        delegate: that computes.
 
     Raises:
         ImportError: the library was built without the provider.
@@ -263,7 +300,7 @@ def load(path: str | Path, shape: Sequence[int], threads: int, precision: str, d
     return Session(native, tuple(each.name for each in native.get_inputs()), (path, shape, threads, delegate))
 
 
-def _native(path: str | Path, shape: Sequence[int], threads: int, delegate: str, *, profile: str | None = None) -> Any:
+def _native(path: str | Path, shape: Sequence[int] | None, threads: int, delegate: str, *, profile: str | None = None) -> Any:
     """The library's session; where `profile` is given, its runs are recorded in a file whose name begins so."""
     import onnxruntime
 
@@ -280,7 +317,7 @@ def _native(path: str | Path, shape: Sequence[int], threads: int, delegate: str,
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile
-    if len(shape) == 4:
+    if shape is not None and len(shape) == 4:
         # The optimiser then knows every size, as in a file that was converted at this one.
         options.add_free_dimension_override_by_name("height", shape[2])
         options.add_free_dimension_override_by_name("width", shape[3])

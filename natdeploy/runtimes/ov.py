@@ -1,7 +1,7 @@
 """OpenVINO: convert a torch module, load a file, run it once.
 
 Not named after the library: on a device this file lies beside the runner and must not hide what it imports.
-The functions but `convert` need only numpy and openvino, and run on Python 3.8.
+The functions but `convert` and `read_inputs` need only numpy and openvino, and run on Python 3.8.
 """
 
 from __future__ import annotations
@@ -228,8 +228,35 @@ def companions(path: Path) -> tuple[Path, ...]:
     return (path.with_suffix(".bin"),)
 
 
-def load(path: str | Path, shape: Sequence[int], threads: int, precision: str, delegate: str) -> Session:
+def read_inputs(path: Path) -> list[tuple[str, tuple[int | None, ...] | None, str]]:
+    """Name, sizes and numpy's name of the type of every input of any file; an open size is None, and so is an open rank.
+
+    Raises:
+        ImportError: the library is missing.
+        ValueError: it is no such file, or its weights are not beside it.
+    """
+    try:
+        model = library().Core().read_model(str(path))
+    except RuntimeError as error:
+        raise ValueError(f"OpenVINO cannot read it: {str(error).strip().splitlines()[-1]}") from error
+    found: list[tuple[str, tuple[int | None, ...] | None, str]] = []
+    for value in model.inputs:
+        shape, sizes = value.get_partial_shape(), None
+        if shape.rank.is_static:
+            sizes = tuple(size.get_length() if size.is_static else None for size in shape)
+        found.append((value.any_name, sizes, value.get_element_type().to_dtype().name))
+    return found
+
+
+def load(path: str | Path, shape: Sequence[int] | None, threads: int, precision: str, delegate: str) -> Session:
     """A session for inputs of exactly that shape, one request at a time, on exactly that many threads, not pinned to cores.
+
+    Args:
+        path: of the file.
+        shape: of its one input; None where the file fixes those of several.
+        threads: of the request.
+        precision: that is computed in where nothing is quantised.
+        delegate: device that computes.
 
     fp16 is computed where the device can, which few CPUs do; elsewhere the weights alone are float16, and the numbers float32.
 
@@ -253,7 +280,8 @@ def load(path: str | Path, shape: Sequence[int], threads: int, precision: str, d
     if device == "CPU":
         settings.update({"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False})
     model = core.read_model(str(path))
-    model.reshape(list(shape))
+    if shape is not None:
+        model.reshape(list(shape))
     native = core.compile_model(model, device, settings)
     hint = native.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if hint != wanted:

@@ -79,6 +79,14 @@ def _processor() -> str:
     return name or platform.processor() or platform.machine()
 
 
+def load_average() -> float | None:
+    """Processes that ran or wanted to, on the mean of the last minute."""
+    try:
+        return float((_first_line("/proc/loadavg") or "").split()[0])
+    except (IndexError, ValueError):
+        return None
+
+
 def environment() -> dict[str, Any]:
     """What about this machine decides how fast it runs; None where it cannot be read."""
     import numpy as np
@@ -97,6 +105,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "waiting_counted": _Waited().counted,
+        "load": load_average(),
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # noqa: UP017 (Python 3.8 has no datetime.UTC)
     }
 
@@ -112,16 +121,38 @@ def load_runtime(path: Path) -> ModuleType:
     return module
 
 
+def input_values(model: dict[str, Any], seed: int) -> list[Any]:
+    """An array for every input of a model: normally distributed; over the whole range of 8-bit integers, which are pixels mostly;
+    and ones where the numbers are indices, lengths or masks."""
+    import numpy as np
+
+    generator, arrays = np.random.default_rng(seed), []
+    for shape, name in model.get("inputs") or [(model["shape"], "float32")]:
+        kind = np.dtype(name)
+        if kind.kind == "f":
+            arrays.append(generator.standard_normal(shape).astype(kind))
+        elif kind.kind in "iu" and kind.itemsize == 1:
+            ends = np.iinfo(kind)
+            arrays.append(generator.integers(ends.min, ends.max + 1, shape).astype(kind))
+        else:
+            arrays.append(np.ones(shape, kind))
+    return arrays
+
+
+def load_model(runtime: ModuleType, model: dict[str, Any], plan: dict[str, Any], threads: int) -> Any:
+    """A session. Of several inputs the file itself fixes the shapes."""
+    shape = None if len(model.get("inputs") or ()) > 1 else model["shape"]
+    return runtime.load(model["model"], shape, threads, model.get("precision") or plan["precision"], plan["delegate"])
+
+
 class _Timed:
     """A model in this process, ready to be run."""
 
     def __init__(self, runtime: ModuleType, model: dict[str, Any], plan: dict[str, Any], waited: _Waited) -> None:
-        import numpy as np
-
         self._runtime, self._waited = runtime, waited
-        self._inputs = [np.random.default_rng(plan["seed"]).standard_normal(model["shape"]).astype(np.float32)]
+        self._inputs = input_values(model, plan["seed"])
         start = time.perf_counter()
-        self._session = runtime.load(model["model"], model["shape"], plan["threads"], plan["precision"], plan["delegate"])
+        self._session = load_model(runtime, model, plan, plan["threads"])
         self.load_ms = (time.perf_counter() - start) * 1e3
         self.first_ms = self._once()[0]
 
@@ -166,8 +197,11 @@ def records(plan: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     details = runtime.details(plan["precision"], plan["delegate"])
     yield dict(environment(), **details, threads=plan["threads"], settings=settings)
     slices = settings["slices"]
-    reference = _Timed(runtime, plan["reference"], plan, waited)
-    reference.warm_up(settings["warmup_runs"], settings["warmup_s"])
+    try:
+        reference = _Timed(runtime, plan["reference"], plan, waited)
+        reference.warm_up(settings["warmup_runs"], settings["warmup_s"])
+    except Exception as error:
+        raise SystemExit(f"{plan['reference']['id']}, beside which all are timed, does not run: {error}") from error
     models: dict[str, _Timed] = {}
     results: dict[str, dict[str, Any]] = {
         candidate["id"]: {"id": candidate["id"], "slices": []} for candidate in plan["candidates"]

@@ -1,7 +1,8 @@
 """LiteRT, once TensorFlow Lite: convert a torch module, load a file, run it once.
 
 Not named after the library: on a device this file lies beside the runner and must not hide what it imports.
-The functions but `convert` need only numpy and `ai_edge_litert`, or its predecessor `tflite_runtime`, and run on Python 3.8.
+The functions but `convert` and `read_inputs` need only numpy and `ai_edge_litert`, or its predecessor `tflite_runtime`, and run on
+Python 3.8.
 """
 
 from __future__ import annotations
@@ -194,9 +195,27 @@ def companions(path: Path) -> tuple[Path, ...]:
     return ()
 
 
+def read_inputs(path: Path) -> list[tuple[str, tuple[int | None, ...] | None, str]]:
+    """Name, sizes and numpy's name of the type of every input of any file; an open size is None.
+
+    Raises:
+        ImportError: the library is missing.
+        ValueError: it is no such file.
+    """
+    _, library = _library()
+    try:
+        details = library.Interpreter(str(path)).get_input_details()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"LiteRT cannot read it: {str(error).strip().splitlines()[0]}") from error
+    return [
+        (str(each["name"]), tuple(int(size) if size > 0 else None for size in each["shape_signature"]), each["dtype"].__name__)
+        for each in details
+    ]
+
+
 def load(
     path: str | Path,
-    shape: Sequence[int],
+    shape: Sequence[int] | None,
     threads: int,
     precision: str = PRECISIONS[0],
     delegate: str = DELEGATES[0],
@@ -205,7 +224,8 @@ def load(
 
     Args:
         path: of the file.
-        shape: of the input. Delegates are chosen when memory is first allocated, which is after the size is known.
+        shape: of its one input; None where the file fixes those of several. Delegates are chosen when memory is first allocated,
+            which is after the size is known.
         threads: of the interpreter.
         precision: that the file was converted to.
         delegate: `xnnpack`, or `reference` for the library's own kernels.
@@ -214,11 +234,13 @@ def load(
     resolvers = library.OpResolverType
     resolver = resolvers.AUTO if delegate == "xnnpack" else resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     native = library.Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=resolver)
-    (wanted,) = native.get_input_details()
-    if tuple(wanted["shape"]) != tuple(shape):
-        native.resize_tensor_input(wanted["index"], list(shape))
+    wanted = native.get_input_details()
+    if shape is not None:
+        (only,) = wanted
+        if tuple(only["shape"]) != tuple(shape):
+            native.resize_tensor_input(only["index"], list(shape))
     native.allocate_tensors()
-    return Session(native, (wanted["index"],), tuple(each["index"] for each in native.get_output_details()))
+    return Session(native, tuple(each["index"] for each in wanted), tuple(each["index"] for each in native.get_output_details()))
 
 
 def run(session: Session, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:

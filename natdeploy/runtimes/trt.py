@@ -4,9 +4,9 @@ Unverified on hardware: no GPU with TensorRT was at hand. Checked are the calls,
 of TensorRT 8.6, 10.0, 10.16 and 11.4, and the flow, with a stand-in that computes the file elsewhere (tests/runtimes/test_trt.py).
 
 Not named after the library: on a device this file lies beside the runner and must not hide what it imports.
-The functions but `convert` need only numpy and tensorrt, and run on Python 3.8. GPU memory comes from the CUDA driver by ctypes:
-`libcuda.so.1` is part of every NVIDIA driver and JetPack under this one name, while a plain `pip install tensorrt` has no Python
-package for CUDA, and the name of the runtime library changes with its version.
+The functions but `convert` and `read_inputs` need only numpy and tensorrt, and run on Python 3.8. GPU memory comes from the CUDA
+driver by ctypes: `libcuda.so.1` is part of every NVIDIA driver and JetPack under this one name, while a plain `pip install
+tensorrt` has no Python package for CUDA, and the name of the runtime library changes with its version.
 
 What the timing of a run holds: the input's copy into page-locked memory and to the GPU, the network, the output's copy back, and
 the wait for it. That is what an application sees, as with the runtimes that compute on the CPU; `trtexec` calls it host latency.
@@ -187,10 +187,22 @@ def companions(path: Path) -> tuple[Path, ...]:
     return ()
 
 
-def load(path: str | Path, shape: Sequence[int], threads: int, precision: str, delegate: str) -> Session:
+def read_inputs(path: Path) -> list[tuple[str, tuple[int | None, ...] | None, str]]:
+    """Name, sizes and numpy's name of the type of every input of an ONNX file; an open size is None, and so is an open rank.
+
+    Raises:
+        ValueError: it is no such file, takes something else than tensors, or keeps its weights elsewhere.
+    """
+    from natdeploy.runtimes import ort
+
+    return ort.read_inputs(path)
+
+
+def load(path: str | Path, shape: Sequence[int] | None, threads: int, precision: str, delegate: str) -> Session:
     """Builds an engine for inputs of exactly that shape, as `trtexec --shapes` does, and gives it memory.
 
     Takes seconds to minutes, less with the timing cache that it leaves beside the file. CPU threads play no part in a run.
+    Without a shape, the file fixes those of all inputs.
 
     Raises:
         RuntimeError: no GPU, or TensorRT refuses the file; the message holds what it said.
@@ -201,13 +213,14 @@ def load(path: str | Path, shape: Sequence[int], threads: int, precision: str, d
 
     cuda = _driver()
     log = _logger(trt)
-    plan = _build(trt, Path(path), tuple(shape), precision, log)
+    plan = _build(trt, Path(path), None if shape is None else tuple(shape), precision, log)
     engine = _made(trt.Runtime(log).deserialize_cuda_engine(plan), "engine", log)
     context = _made(engine.create_execution_context(), "execution context", log)
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    for name in inputs:
-        _made(context.set_input_shape(name, tuple(shape)), f"shape {tuple(shape)} of {name}", log)
+    if shape is not None:
+        for name in inputs:
+            _made(context.set_input_shape(name, tuple(shape)), f"shape {tuple(shape)} of {name}", log)
     with ExitStack() as stack:
         stream = ctypes.c_void_p()
         cuda.cuStreamCreate(ctypes.byref(stream), 1)  # 1: does not wait for the default stream
@@ -271,7 +284,7 @@ def _kernel(layer: dict[str, Any]) -> str:
     return f"{kind} {layer.get('TacticName', '')}".strip()
 
 
-def _build(trt: Any, path: Path, shape: tuple[int, ...], precision: str, log: Any) -> Any:
+def _build(trt: Any, path: Path, shape: tuple[int, ...] | None, precision: str, log: Any) -> Any:
     """Serialised engine of a file, with the timing cache beside it."""
     builder = trt.Builder(log)
     # From TensorRT 10 on a network can be built as the file types it; from 11 on there is nothing else.
@@ -293,7 +306,7 @@ def _build(trt: Any, path: Path, shape: tuple[int, ...], precision: str, log: An
         config.set_flag(trt.BuilderFlag.FP16 if precision == "fp16" else trt.BuilderFlag.INT8)
     profile = builder.create_optimization_profile()
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
-    for tensor in tensors:
+    for tensor in tensors if shape is not None else ():
         if -1 in tuple(tensor.shape):
             profile.set_shape(tensor.name, shape, shape, shape)
         elif tuple(tensor.shape) != shape:

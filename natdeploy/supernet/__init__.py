@@ -4,6 +4,7 @@ from natdeploy.supernet.calibrate import calibrate
 from natdeploy.supernet.detect import InputConvention, choose_input
 from natdeploy.supernet.heads import HEAD_KINDS, HeadSpec, build_head
 from natdeploy.supernet.layers import Padding
+from natdeploy.supernet.mixture import Mixture, codes_of, mixed, stages_of
 from natdeploy.supernet.network import Supernet
 from natdeploy.supernet.remap import RemapReport, RemapRules, remap
 from natdeploy.supernet.sorting import sort_channels
@@ -14,6 +15,7 @@ __all__ = [
     "HEAD_KINDS",
     "HeadSpec",
     "InputConvention",
+    "Mixture",
     "Padding",
     "RemapReport",
     "RemapRules",
@@ -24,12 +26,15 @@ __all__ = [
     "build_head",
     "calibrate",
     "choose_input",
+    "codes_of",
     "load_supernet",
+    "mixed",
     "read_seed",
     "remap",
     "restore",
     "save_supernet",
     "sort_channels",
+    "stages_of",
     "supernet_of",
     "write_seed",
 ]

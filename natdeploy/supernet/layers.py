@@ -275,3 +275,29 @@ class ElasticMBConv(nn.Module):
             y = self.squeeze(y, squeeze_channels(mid))
         y = cast(Tensor, self.project(y, self.out_channels, 1))
         return x + y if self.residual else y
+
+    def mix(self, x: Tensor, layers: Sequence[Layer], shares: Sequence[Tensor]) -> Tensor:
+        """Sum of `forward` over layers (k), each times its share (), which add up to 1. Batch statistics only.
+
+        What layers have in common is computed once: normalised by the batch, the channels of a narrower one are the first of those
+        of a wider one, up to where they are mixed; so there is one expansion for all, and one depthwise convolution a kernel.
+        """
+        assert self.training, "stored statistics are not those of mixtures"
+        mids = [mid_channels(x.shape[1], layer.expansion) for layer in layers]
+        inputs: dict[bool, Tensor] = {False: x}
+        if widest := max((mid for mid, layer in zip(mids, layers, strict=True) if layer.expansion > 1), default=0):
+            assert self.expand is not None, f"this layer was built without an expansion, {layers} ask for one"
+            inputs[True] = self.expand(x, widest, 1)
+        filtered: dict[tuple[bool, int], Tensor] = {}
+        total: Tensor | None = None
+        for layer, mid, share in zip(layers, mids, shares, strict=True):
+            key = (layer.expansion > 1, layer.kernel)
+            if key not in filtered:
+                filtered[key] = self.depthwise(inputs[key[0]], inputs[key[0]].shape[1], layer.kernel)
+            y = filtered[key][:, :mid]
+            if self.squeeze is not None:
+                y = self.squeeze(y, squeeze_channels(mid))
+            part = share.to(y.dtype) * self.project(y, self.out_channels, 1)
+            total = part if total is None else total + part
+        assert total is not None, "a mixture has one layer at least"
+        return x + total if self.residual else total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import cast
@@ -117,12 +117,20 @@ class Supernet(nn.Module):
         With a dense head logits (n, classes, h, w) of images (n, 3, h, w). The memory format of x stays to the end; channels_last
         is the fast one on processors.
         """
+
+        def run(number: int, modules: Sequence[ElasticMBConv], x: Tensor) -> Tensor:
+            for module, layer in zip(modules, arch.stages[number], strict=False):
+                x = module(x, layer)
+            return x
+
+        return self.through(x, run)
+
+    def through(self, x: Tensor, run: Callable[[int, Sequence[ElasticMBConv], Tensor], Tensor]) -> Tensor:
+        """As `forward`, of what `run` does with the number of a stage, the modules of its layers and what enters it."""
         size, features = x.shape[-2:], list[Tensor]()
         x = self.stem(x, self.stem.conv.out_channels, 3)
-        for stage, layers in zip(self.stages, arch.stages, strict=True):
-            assert isinstance(stage, nn.ModuleList)
-            for module, layer in zip(stage, layers, strict=False):
-                x = module(x, layer)
+        for number, stage in enumerate(self.stages):
+            x = run(number, cast(Sequence[ElasticMBConv], stage), x)
             if self.dense is not None:  # what nobody will read should not be held
                 features.append(x)
         if self.head is None:

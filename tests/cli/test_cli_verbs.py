@@ -36,10 +36,49 @@ NET = NetRecord(
 FILE = FileRecord("front", ARCH.id, "onnx", "fp32", f"models/{ARCH.id}/model.onnx", 8.0, 0.96, 0.95, 1.0, 1e-6)
 
 
+def timings(*, unstable: bool = False, failures: dict[str, str] | None = None) -> pipeline.BenchmarkResult:
+    """What one net was measured to take, in two processes."""
+    process = {"p50_ms": 0.43, "samples_ms": [0.42, 0.43, 0.44]}
+    model = {
+        "name": f"front-{NET.id}",
+        "target": "host/onnxruntime-fp32-1t",
+        "precision": "fp32",
+        "sha256": {"model.onnx": "0" * 64},
+        "size_mb": 1.2,
+        "shape": [1, 3, 24, 24],
+        "role": "front",
+        "id": NET.id,
+        "predicted_ms": 0.41,
+        "estimated": False,
+        "latency": {
+            **dict.fromkeys(("p90_ms", "p95_ms", "p99_ms", "load_ms", "first_ms"), None),
+            "p50_ms": 0.43,
+            "mean_ms": 0.43,
+            "undisturbed_ms": 0.42,
+            "n": 6,
+            "processes": [process, process],
+        },
+        "flags": {"unstable": unstable, "few_runs": True, "disturbed": False, "drifted": False, "throttled": None},
+    }
+    section = {
+        "target": "host/onnxruntime-fp32-1t",
+        "environment": {"cpu": "a processor"},
+        "reference": model["name"],
+        "reference_ms": 0.42,
+        "models": [model],
+        "failures": failures or {},
+    }
+    utc = "2026-01-02T03:04:05+00:00"
+    return pipeline.BenchmarkResult.model_validate(
+        {"tool": "natdeploy 0", "mode": "latency", "begun_utc": utc, "ended_utc": utc, "sections": [section]}
+    )
+
+
 @dataclass
 class Report:
     page: Path = Path("runs/x/report.html")
     nets: tuple[NetRecord, ...] = (NET,)
+    standing: str = ""
     picks: tuple[Choice, ...] = (Choice(0, NET.id, "knee", "Going faster costs more."),)
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 1.0})
     summary: dict[str, Any] = field(default_factory=lambda: {"nets": [NET.id]})
@@ -66,7 +105,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     stand_in("demo", None)
     stand_in("report", Report())
     stand_in("export", [FILE])
-    stand_in("benchmark", [NET])
+    stand_in("benchmark", timings())
     return made
 
 
@@ -92,20 +131,34 @@ def test_verbs_that_end_with_the_report(calls: list[Any], arguments: list[str], 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["benchmark", "runs/x"], ("benchmark", Path("runs/x"), {"target": None, "out": None})),
-        (
-            ["benchmark", "runs/x", "--target", "host/onnxruntime", "--out", "x.json"],
-            ("benchmark", Path("runs/x"), {"target": "host/onnxruntime", "out": Path("x.json")}),
-        ),
+        (["benchmark", "runs/x"], {}),
+        (["benchmark", "runs/x", "--target", "host/tflite", "--out", "x"], {"target": "host/tflite", "out": Path("x")}),
+        (["benchmark", "runs/x", "--arch", "knee", "--fresh"], {"arch": "knee", "fresh": True}),
+        (["benchmark", "runs/x", "--shape", "1x3x224x224"], {"shape": (1, 3, 224, 224)}),
     ],
 )
-def test_verbs_that_end_with_nets(calls: list[Any], arguments: list[str], expected: tuple[Any, ...]) -> None:
+def test_benchmark_ends_with_times(calls: list[Any], arguments: list[str], expected: dict[str, Any]) -> None:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    assert calls == [expected]
+    usual = {"target": None, "out": None, "arch": None, "shape": None, "fresh": False}
+    assert calls == [("benchmark", [Path("runs/x")], usual | expected)]
     assert "0.430" in result.stdout, "measured p50"
-    (shown,) = json.loads(run(*arguments, "--json").stdout)
-    assert shown["measured_p50_ms"] == 0.43
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    shown = json.loads(run(*arguments, "--json").stdout)
+    (model,) = shown["sections"][0]["models"]
+    assert model["latency"]["p50_ms"] == 0.43
+    assert "samples_ms" not in model["latency"]["processes"][0], "raw times are for --out"
+
+
+def test_a_shape_that_is_none_and_a_model_that_does_not_run_are_said(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = run("benchmark", "x.onnx", "--shape", "1,3,224,224")
+    assert refused.exit_code == 2
+    assert "'1,3,224,224' is no shape; write" in refused.stderr
+    monkeypatch.setattr(pipeline, "benchmark", lambda *_, **__: timings(failures={"b.onnx": "no such operator"}))
+    failed = run("benchmark", "a.onnx", "b.onnx")
+    assert failed.exit_code == 5
+    assert "0.430" in failed.stdout, "what was measured is shown all the same"
+    assert "b.onnx does not run: no such operator" in failed.stderr
 
 
 @pytest.mark.parametrize(
@@ -143,11 +196,14 @@ def test_refused_files_end_with_4_when_strict_or_when_nothing_is_left(
 
 
 def test_an_unstable_measurement_ends_with_6_when_strict(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "benchmark", lambda *_, **__: [replace(NET, unstable=True)])
-    assert run("benchmark", "runs/x").exit_code == 0
+    monkeypatch.setattr(pipeline, "benchmark", lambda *_, **__: timings(unstable=True))
+    noted = run("benchmark", "runs/x")
+    assert noted.exit_code == 0
+    assert "u: unstable, the processes differ by more than 3 %" in noted.stdout
     strict = run("benchmark", "runs/x", "--strict", "--json")
     assert strict.exit_code == 6
-    assert json.loads(strict.stdout)[0]["unstable"] is True, "what was measured is shown all the same"
+    told = json.loads(strict.stdout)["sections"][0]["models"][0]
+    assert told["flags"]["unstable"] is True, "what was measured is shown all the same"
     assert NET.id in json.loads(strict.stderr)["error"]
 
 
@@ -223,3 +279,22 @@ def test_a_damaged_run_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("report", "runs/x")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "error: runs/x/run.sqlite is damaged; restore it from a copy\n"
+
+
+def test_what_follows_the_table_fits_80_columns(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Report(
+        standing=f"The search goes on: {'so many things are done, ' * 6}and so on.",
+        picks=(Choice(0, NET.id, "knee", f"{NET.id} has validation error 2.5 %, latency 0.43 ms: {'everything costs ' * 5}."),),
+        seconds={
+            "images": 1.0,
+            **{f"training: part {number}": 9.0 for number in range(9)},
+            "measuring the front": 6.0,
+            "test": 0.0,
+        },
+    )
+    monkeypatch.setattr(pipeline, "report", lambda _: told)
+    shown = run("report", "runs/x").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "time: 88 s; training 92.0 %, measuring the front 6.8 %, images 1.1 %" in " ".join(shown.split())
+    assert told.standing in " ".join(shown.split())
+    assert all(line.startswith("         ") for line in shown.splitlines() if line.startswith(" ") and "costs" in line)

@@ -38,7 +38,7 @@ def test_a_hot_device_cools_down_first(zone: Path, make_device: Callable[..., De
     seen = Notes()
     with connect(device) as transport:
         found = settle(transport, device, seen, sleep=sleep)
-    assert found == {"temperature_c": 41.0, "cooled_s": 10.0, "clock_mhz": 1420.8}
+    assert found == {"temperature_c": 41.0, "cooled_s": 10.0, "hot": False, "clock_mhz": 1420.8}
     assert seen.notes == ["device has 71 °C; waiting until it is below 50 °C"]
 
 
@@ -46,7 +46,7 @@ def test_one_that_stays_hot_is_timed_and_told(zone: Path, make_device: Callable[
     device, seen = make_device("local", temperature=str(zone), cool_c=50), Notes()
     with connect(device) as transport:
         found = settle(transport, device, seen, limit_s=10, sleep=lambda _: None)
-    assert found == {"temperature_c": 71.0, "cooled_s": 10.0}
+    assert found == {"temperature_c": 71.0, "cooled_s": 10.0, "hot": True}
     assert seen.notes[1:] == ["device still has 71 °C after 10 s and is timed so; cool it better"]
 
 
@@ -56,7 +56,7 @@ def test_no_reading_is_no_number(content: str | None, make_device: Callable[...,
         (tmp_path / "temp").write_text(content)
     device, seen = make_device("local", temperature=str(tmp_path / "temp"), cool_c=50), Notes()
     with connect(device) as transport:
-        assert settle(transport, device, seen) == {"temperature_c": None, "cooled_s": 0.0}
+        assert settle(transport, device, seen) == {"temperature_c": None, "cooled_s": 0.0, "hot": None}
     assert len(seen.notes) == 1
     assert "does not tell its temperature" in seen.notes[0]
 

@@ -50,6 +50,7 @@ def test_it_runs_in_every_shell_with_every_set_of_tools(shell: str, tools: str, 
 
 def test_what_a_phone_tells_is_read() -> None:
     said = ["cpu\tQualcomm Technologies, Inc SM8150", "cores\t8", "affinity\t4-5,7", "governor\tschedutil", "temperature\t36800"]
+    said += ["load\t3.20 2.11 1.90 2/1204 7031"]
     said += ["memory\t5692148 kB", "os\tLinux 4.14.212 aarch64, Android 12\r", "utc\t2026-01-02T03:04:05+00:00"]
     assert read_facts(said) == {
         "cpu": "Qualcomm Technologies, Inc SM8150",
@@ -59,6 +60,7 @@ def test_what_a_phone_tells_is_read() -> None:
         "temperature_c": 36.8,
         "memory_mb": 5558,
         "os": "Linux 4.14.212 aarch64, Android 12",
+        "load": 3.2,
         "utc": "2026-01-02T03:04:05+00:00",
     }
 

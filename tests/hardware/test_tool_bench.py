@@ -211,7 +211,7 @@ def test_hangs_crashes_and_zeros_are_recorded_and_the_others_are_measured(fake: 
 
 def test_a_reference_that_does_not_run_is_the_targets_fault(fake: tuple[Target, dict[str, Candidate]]) -> None:
     target, models = fake
-    with pytest.raises(DeviceError, match=r"reference network does not run on host/tflite-fp32-1t: benchmark_model told '0\.0'"):
+    with pytest.raises(DeviceError, match=r"the reference network does not run on host.tflite-fp32-1t: benchmark_model told '0\.0"):
         measure([models["well"]], models["zero"], target, QUICK, seed=0, progress=Silent(), keep_going=True)
 
 

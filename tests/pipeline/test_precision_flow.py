@@ -116,11 +116,11 @@ def test_report_and_choice_tell_the_two_apart(finished: SearchConfig) -> None:
 
 def test_each_net_is_timed_as_a_file_of_its_precision(finished: SearchConfig) -> None:
     pipeline.export(finished.out, "front")
-    measured = pipeline.benchmark(finished.out, settings=QUICK)
-    assert {net.precision for net in measured} == {"fp32", "int8"}
+    measured = list(pipeline.benchmark(finished.out, settings=QUICK).models)
+    assert {each.precision for each in measured} == {"fp32", "int8"}
     with RunStore.open(finished.out) as store:
         found = {each.id: each.target for each in store.latencies()}
-    assert found == {net.id: f"host/onnxruntime-{net.precision}-1t" for net in measured}
+    assert found == {each.id: f"host/onnxruntime-{each.precision}-1t" for each in measured}
 
 
 def test_an_interrupted_search_ends_as_an_unbroken_one(

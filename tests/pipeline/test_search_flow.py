@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,9 +11,10 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ import torchvision
 from safetensors.torch import save_file
 
 from natdeploy import pipeline
-from natdeploy.errors import DamagedFileError, DataError, InfeasibleError, UsageError, WeightsError
-from natdeploy.hardware.bench import QUICK
+from natdeploy.errors import DamagedFileError, DataError, DeviceLostError, InfeasibleError, UsageError, WeightsError
+from natdeploy.hardware.bench import QUICK, Candidate
+from natdeploy.hardware.runner_bench import RunnerBench
 from natdeploy.pipeline import SearchConfig
 from natdeploy.pipeline.evaluate import ranking_error, ranking_noise
 from natdeploy.pipeline.setting import read_for
@@ -117,25 +120,31 @@ def test_export_benchmark_report(finished: SearchConfig, tmp_path: Path) -> None
     np.testing.assert_allclose(logits, subnet(images).detach().numpy(), atol=1e-3)
 
     out = tmp_path / "times.json"
-    measured = pipeline.benchmark(folder, settings=QUICK, out=out)
+    result = pipeline.benchmark(folder, settings=QUICK, out=out)
+    measured = [net for net in pipeline.nets(folder) if (net.role, net.id) in {(each.role, each.id) for each in result.models}]
     assert {net.role for net in measured} == {"front", "baseline"}
-    told = json.loads(out.read_text())
-    assert told["environment"]["harness"]
-    times = {each["id"]: each for each in told["measurements"]}
+    assert pipeline.read_result(out) == result
+    (section,) = json.loads(out.read_text())["sections"]
+    assert section["environment"]["harness"]
+    assert [each["process"] for each in section["environment"]["conditions"]] == [0, 1]
+    times = {each["name"]: each for each in section["models"]}
     assert times.keys() == {f"{net.role}-{net.id}" for net in measured}
     for net in measured:
-        processes = times[f"{net.role}-{net.id}"]["samples_ms"]
+        told = times[f"{net.role}-{net.id}"]
+        processes = [each["samples_ms"] for each in told["latency"]["processes"]]
         assert [len(each) for each in processes] == [8, 8]
         assert net.measured_p50_ms == sorted(time for each in processes for time in each)[7], "nearest rank of the raw times"
+        assert told["sha256"] == {"model.onnx": hashlib.sha256((folder / f"models/{net.id}/model.onnx").read_bytes()).hexdigest()}
+        assert told["flags"]["few_runs"] is True
     assert all(net.measured_p50_ms is not None and net.measured_n == 16 for net in measured)
     assert all(net.measured_p90_ms is None for net in measured), "16 runs are too few for a 90th percentile"
 
-    result = pipeline.report(folder)
-    page = result.page.read_text()
+    report = pipeline.report(folder)
+    page = report.page.read_text()
     assert knee.id in page
     assert "http://" not in page.split("<script")[0]
-    assert [pick.rule for pick in result.picks] == ["knee", "best", "fastest"]
-    json.dumps(result.summary, allow_nan=False)
+    assert [pick.rule for pick in report.picks] == ["knee", "best", "fastest"]
+    json.dumps(report.summary, allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -149,9 +158,9 @@ def test_benchmark_on_another_runtime_converts_the_same_nets(
     folder = finished.out
     pipeline.export(folder)
     before = [net.measured_p50_ms for net in read_nets(folder)]
-    measured = pipeline.benchmark(folder, target, notes, settings=QUICK)
-    assert {(net.role, net.id) for net in measured} == {(file.role, file.id) for file in pipeline.files(folder)}
-    assert all((net.measured_p50_ms or 0.0) > 0 and net.predicted_ms is None for net in measured)
+    result = pipeline.benchmark(folder, target, notes, settings=QUICK)
+    assert {(each.role, each.id) for each in result.models} == {(file.role, file.id) for file in pipeline.files(folder)}
+    assert all(each.latency.typical_ms > 0 and each.predicted_ms is None for each in result.models)
     assert [net.measured_p50_ms for net in read_nets(folder)] == before, "what was measured elsewhere is not the run's own latency"
     assert any("were converted, to be timed" in line for line in notes.lines)
 
@@ -167,13 +176,44 @@ def test_a_tool_that_tells_no_median_leaves_it_open_and_its_means_are_told(
         'name = "phone"\ndescription = "a phone"\ntransport = "local"\nruntimes = ["tflite"]\nthreads = 1\nharness = "tool"\n'
         f"[tools]\nbenchmark_model = {tool}\n"
     )
-    measured = pipeline.benchmark(finished.out, f"{device}/tflite", notes, settings=replace(QUICK, processes=1))
-    assert all(net.measured_p50_ms is None and (net.measured_n or 0) >= 8 for net in measured)
+    result = pipeline.benchmark(finished.out, f"{device}/tflite", notes, settings=replace(QUICK, processes=1))
+    assert all(each.latency.p50_ms is None and each.latency.n >= 8 for each in result.models)
     (told,) = [line for line in notes.lines if line.startswith("TFLite benchmark_model tells no median; the means are ")]
-    assert all(f"{net.role}-{net.id} " in told for net in measured)
-    recorded = json.loads((finished.out / f"models/{measured[0].id}/metadata.json").read_text())["latencies"]
+    assert all(f"{each.name} " in told for each in result.models)
+    recorded = json.loads((finished.out / f"models/{next(result.models).id}/metadata.json").read_text())["latencies"]
     (mean_ms,) = [each["measured_mean_ms"] for each in recorded if each["target"].startswith("phone/")]
     assert mean_ms > 0
+
+
+def test_what_was_measured_before_the_device_went_away_is_not_measured_again(
+    finished: SearchConfig, notes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.export(finished.out)
+    original, asked = RunnerBench.round, []
+
+    def failing(self: RunnerBench, models: Sequence[Candidate], advance: Callable[[int], None]) -> Any:
+        asked.append([each.id for each in models])
+        if len(asked) == 2:
+            raise DeviceLostError("host does not answer any more")
+        return original(self, models, advance)
+
+    monkeypatch.setattr(RunnerBench, "round", failing)
+    call = partial(pipeline.benchmark, finished.out, "host/onnxruntime-fp32-1t", notes, settings=replace(QUICK, min_runs=9))
+    with pytest.raises(DeviceLostError, match="host does not answer any more; what was measured is kept, and the same command"):
+        call()
+    result = call()
+    assert [len(each.latency.processes) for each in result.models] == [2, 2]
+    assert len(asked) == 3, "one round before the device went away, one without an answer, and one more"
+    again = call()
+    assert len(asked) == 3
+    assert [each.latency for each in again.models] == [each.latency for each in result.models]
+    assert "counts; --fresh measures it again" in notes.lines[-1]
+    call(fresh=True)
+    assert len(asked) == 5
+    module = sys.modules["natdeploy.pipeline.benchmark"]  # the package has a function of that name
+    monkeypatch.setattr(module, "installed_version", lambda _: "0.1")
+    call()
+    assert len(asked) == 7, "another version of the runtime"
 
 
 def seed_of(space: str, folder: Path, request: pytest.FixtureRequest) -> Path:

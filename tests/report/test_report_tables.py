@@ -84,3 +84,15 @@ def test_numbers() -> None:
     ]
     assert (percent(0.9625), percent(None)) == ("96.2", "–")
     assert (millions(1_234_567), millions(5_300_000_000)) == ("1.2", "5300")
+
+
+def test_table_tells_the_precision_that_was_searched_within_80_columns() -> None:
+    further = {"size": 3.21, "latency@pixel4/tflite": 12.5, "latency@rpi/onnxruntime": 9.5}
+    int8 = replace(FRONT, id=f"{FRONT.id}-int8", precision="int8", tuned_accuracy=0.95, objectives=further)
+    shown = lines(int8, replace(FRONT, precision="fp32", objectives=further), BASELINE)
+    assert max(map(len, shown)) <= 80
+    rows = {line.split()[0]: line.split()[1:] for line in shown if line.split()}
+    assert (rows[int8.id][0], rows[FRONT.id][0], rows[BASELINE.id][0]) == ("int8", "fp32", "–")
+    assert not any("…" in line for line in shown)
+    assert "baseline" in "".join(shown)
+    assert not any("prec." in line for line in lines(FRONT)), "no column where the target decides"

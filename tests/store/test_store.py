@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,6 +18,7 @@ from contextlib import closing
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -24,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from natdeploy.errors import DamagedFileError, NatdeployError, UsageError
-from natdeploy.store import Evaluation, FileRecord, LatencyRecord, NetRecord, RunStore
+from natdeploy.store import Evaluation, FileRecord, LatencyRecord, NetRecord, RunStore, in_use
 from natdeploy.toml import toml_text
 
 NET = NetRecord(
@@ -492,3 +495,63 @@ def test_people_can_read_the_database_with_any_tool(run: RunStore) -> None:
         assert database.execute("SELECT arch, correct * 1.0 / total FROM evaluations").fetchall() == [("r128", 0.875)]
         assert json.loads(database.execute("SELECT value FROM facts WHERE key = 'config'").fetchone()[0]) == {"seed": 0}
     database.close()
+
+
+# ---- looking on
+
+
+def test_a_snapshot_is_the_run_of_a_moment_and_disturbs_nobody(run: RunStore) -> None:
+    run.set("rounds", 1)
+    run.put_net(NET)
+    before = sorted(path.name for path in run.folder.iterdir())
+    with RunStore.snapshot(run.folder) as seen:
+        run.set("rounds", 2)
+        assert seen.get("rounds") == 1
+        assert seen.nets() == [NET]
+        assert sorted(path.name for path in run.folder.iterdir()) == before
+    with RunStore.snapshot(run.folder) as seen:
+        assert seen.get("rounds") == 2
+        with pytest.raises(NatdeployError, match="readonly"):
+            seen.set("rounds", 3)
+        assert seen.get("rounds") == 2
+
+
+def test_a_snapshot_of_a_run_that_is_closed_leaves_nothing_in_its_folder(run: RunStore) -> None:
+    run.save_checkpoint("supernet", {"weight": torch.ones(2)}, {"step": 7})
+    run.close()
+    # What a killed process leaves is swept by the next one that opens the run, not by one that only looks.
+    (run.folder / "checkpoints" / "left.safetensors").write_bytes(b"")
+    before = {path.name: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
+    with RunStore.snapshot(run.folder) as seen:
+        assert seen.checkpoint_info("supernet") == {"step": 7}
+        assert seen.checkpoint_info("other") is None
+    assert {path.name: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
+
+
+def test_a_snapshot_of_a_killed_run_has_what_was_stored(run: RunStore, tmp_path: Path) -> None:
+    run.set("rounds", 2)
+    copy = tmp_path / "killed"
+    shutil.copytree(run.folder, copy)
+    assert (copy / "run.sqlite-wal").stat().st_size, "not yet in the database itself"
+    with RunStore.snapshot(copy) as seen:
+        assert seen.get("rounds") == 2
+
+
+def test_snapshots_of_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no run in"):
+        RunStore.snapshot(tmp_path)
+    (tmp_path / "run.sqlite").write_bytes(b"no database, but as long as the header of one" * 10)
+    with pytest.raises(DamagedFileError, match="is damaged"):
+        RunStore.snapshot(tmp_path)
+
+
+def test_whether_a_run_is_in_use_is_seen_without_getting_in_the_way(run: RunStore, tmp_path: Path) -> None:
+    assert in_use(run.folder)
+    run.close()
+    assert not in_use(run.folder)
+    assert not in_use(tmp_path / "nowhere")
+    # Somebody looks at this very moment.
+    with (run.folder / "run.lock").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        Timer(0.03, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        RunStore.open(run.folder).close()

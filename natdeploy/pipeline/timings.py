@@ -1,0 +1,256 @@
+"""What `natdeploy benchmark` found, as it is written to JSON and read again for a comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from natdeploy.errors import UsageError
+from natdeploy.files import write_atomic
+from natdeploy.hardware.measure import RUNS_NEEDED, Measurement, percentile
+from natdeploy.pipeline.model_files import Subject
+
+DISTURBED = 0.05
+"""A process whose runs stood for a larger share of their time without a core was not alone."""
+SLOWER = 0.1
+"""A reference that is slower by more than this in one process than in another, or such a clock, tells of a machine that changed."""
+
+Mode = Literal["latency", "throughput"]
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Process(_Facts):
+    """One fresh process: its median, and every single run where the harness tells them."""
+
+    p50_ms: float | None
+    samples_ms: tuple[float, ...]
+
+
+class Latency(_Facts):
+    """Of one request at a time. Percentiles are None where there are too few runs for them, or no runs are told.
+
+    Attributes:
+        p50_ms: of wall time, over the runs of all processes, by nearest rank.
+        p90_ms: likewise.
+        p95_ms: likewise.
+        p99_ms: likewise.
+        mean_ms: likewise.
+        n: timed runs.
+        undisturbed_ms: what a run takes while nothing else wants the machine (`natdeploy.hardware.measure`).
+        load_ms: median time to load the file, over processes.
+        first_ms: median time of the first run.
+        processes: raw samples.
+    """
+
+    p50_ms: float | None
+    p90_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    mean_ms: float
+    n: int
+    undisturbed_ms: float
+    load_ms: float | None
+    first_ms: float | None
+    processes: tuple[Process, ...]
+
+    @property
+    def typical_ms(self) -> float:
+        """The median, or the mean where the harness tells no median."""
+        return self.mean_ms if self.p50_ms is None else self.p50_ms
+
+
+class Flags(_Facts):
+    """What speaks against a number. None is not known.
+
+    Attributes:
+        unstable: the processes' medians (or rates) differ by more than 3 %.
+        few_runs: too few for a 90th percentile.
+        disturbed: in some process the runs stood for more than 5 % of their time without a core, because of other processes.
+        drifted: the reference was by more than 10 % slower in one process than in another.
+        throttled: the device did not become as cool as its file demands, or its clock, held by the governor `performance`, was by
+            more than 10 % lower before one process than before another.
+    """
+
+    unstable: bool
+    few_runs: bool
+    disturbed: bool | None
+    drifted: bool | None
+    throttled: bool | None
+
+    @property
+    def valid(self) -> bool:
+        return not (self.unstable or self.few_runs or self.disturbed or self.drifted or self.throttled)
+
+
+class ModelTimes(_Facts):
+    """A model file and what was measured of it. What was not is None.
+
+    Attributes:
+        name: the file as it was given, or role and id of a run's net.
+        target: device, runtime, precision and threads.
+        sha256: of every file it consists of.
+        size_mb: of all of them, 10^6 bytes.
+        shape: of the input, or of the first of several.
+        role: in its run.
+        id: of its architecture.
+        predicted_ms: latency by the predictor.
+        estimated: the prediction comes from a specification sheet.
+        latency: of one request at a time.
+        flags: what speaks against the numbers.
+    """
+
+    name: str
+    target: str
+    precision: str
+    sha256: dict[str, str]
+    size_mb: float
+    shape: tuple[int, ...]
+    role: str | None
+    id: str | None
+    predicted_ms: float | None
+    estimated: bool
+    latency: Latency | None
+    flags: Flags
+
+
+class Section(_Facts):
+    """Models that were measured together, in turns.
+
+    Attributes:
+        target: of the device and runtime; a model's own precision may be another.
+        environment: what the device told, `conditions` process by process.
+        reference: name of the model that was timed beside all.
+        reference_ms: its latency while nothing else wants the machine.
+        models: in the order in which they were named.
+        failures: why others have no times, by name.
+    """
+
+    target: str
+    environment: dict[str, Any]
+    reference: str
+    reference_ms: float | None
+    models: tuple[ModelTimes, ...]
+    failures: dict[str, str]
+
+
+class BenchmarkResult(_Facts):
+    """All that one call of `natdeploy benchmark` found.
+
+    Attributes:
+        format: of this JSON.
+        tool: that measured.
+        mode: of all numbers: those of the two are never compared.
+        begun_utc: ISO 8601.
+        ended_utc: ISO 8601.
+        sections: one a runtime.
+        remarks: sentences for people.
+    """
+
+    format: Literal[1] = 1
+    tool: str
+    mode: Mode
+    begun_utc: str
+    ended_utc: str
+    sections: tuple[Section, ...]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> Iterator[ModelTimes]:
+        """Of all sections."""
+        return (model for section in self.sections for model in section.models)
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Why models have no times, by name, of all sections."""
+        return {name: why for section in self.sections for name, why in section.failures.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """JSON values without the raw samples."""
+        samples = {"latency": {"processes": {"__all__": {"samples_ms"}}}}
+        return self.model_dump(mode="json", exclude={"sections": {"__all__": {"models": {"__all__": samples}}}})
+
+    def write(self, path: Path) -> None:
+        """Raises NatdeployError where it cannot be written."""
+        write_atomic(path, (json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_result(path: Path) -> BenchmarkResult:
+    """What `write` wrote.
+
+    Raises:
+        UsageError: there is no such file, or it is something else.
+    """
+    try:
+        return BenchmarkResult.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); give a file that `natdeploy benchmark --out` wrote") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UsageError(
+            f"{path} is no result of `natdeploy benchmark --out` ({first['msg']}{f' at {place}' if place else ''})"
+        ) from error
+
+
+def model_times(subject: Subject, found: Measurement, environment: Mapping[str, Any]) -> ModelTimes:
+    """A measured model as it is told."""
+    pooled = [ms for process in found.samples_ms for ms in process] if all(found.samples_ms) else []
+    return ModelTimes(
+        **facts(subject),
+        latency=Latency(
+            p50_ms=found.p50_ms,
+            p90_ms=found.p90_ms,
+            p95_ms=percentile(pooled, 95),
+            p99_ms=percentile(pooled, 99),
+            mean_ms=found.mean_ms,
+            n=found.n,
+            undisturbed_ms=found.latency_ms,
+            load_ms=found.load_ms,
+            first_ms=found.first_ms,
+            processes=tuple(
+                Process(p50_ms=p50_ms, samples_ms=samples_ms)
+                for p50_ms, samples_ms in zip(found.process_p50_ms, found.samples_ms, strict=True)
+            ),
+        ),
+        flags=Flags(
+            unstable=found.unstable,
+            few_runs=found.n < RUNS_NEEDED[90],
+            disturbed=None if found.waited is None else found.waited > DISTURBED,
+            drifted=None if found.drift is None else found.drift > SLOWER,
+            throttled=throttled(environment),
+        ),
+    )
+
+
+def facts(subject: Subject) -> dict[str, Any]:
+    """Fields of a model that are known before it is measured."""
+    return {
+        "name": subject.name,
+        "target": str(subject.target),
+        "precision": subject.target.precision,
+        "sha256": dict(subject.sha256),
+        "size_mb": subject.size_mb,
+        "shape": subject.candidate.shape,
+        "role": None if subject.net is None else subject.net.role,
+        "id": subject.id,
+        "predicted_ms": subject.predicted_ms,
+        "estimated": subject.estimated,
+    }
+
+
+def throttled(environment: Mapping[str, Any]) -> bool | None:
+    """Whether the device was held back, by what it told before each process; None where it told nothing of the kind."""
+    conditions: Sequence[Mapping[str, Any]] = environment.get("conditions", [])
+    held = environment.get("governor") == "performance"  # under others an idle clock is low
+    clocks = [each["clock_mhz"] for each in conditions if held and each.get("clock_mhz") is not None]
+    hot = [each["hot"] for each in conditions if each.get("hot") is not None]
+    if not clocks and not hot:
+        return None
+    return any(hot) or (bool(clocks) and min(clocks) < (1 - SLOWER) * max(clocks))
