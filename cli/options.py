@@ -11,7 +11,7 @@ import typer
 
 Accelerator = Literal["auto", "cpu", "cuda"]
 Preset = Literal["quick", "paper", "thorough"]
-Strategy = Literal["evolution", "random"]
+Strategy = Literal["evolution", "gradient", "random"]
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `natdeploy search` wrote.")]
 Tables = Annotated[

@@ -29,6 +29,8 @@ def show_report(result: ReportResult, *, as_json: bool) -> None:
         echo_wrapped(f"{pick.rule:8} {pick.reason}", indent=9)
     typer.echo()
     echo_wrapped(f"time: {_shares(result.seconds)}", indent=6)
+    if (spent := result.adaptation) is not None:
+        typer.echo(f"adaptation: architecture {spent.architecture_s:.0f} s, parameters {spent.parameters_s:.0f} s")
     typer.echo(f"report: {result.page}")
 
 

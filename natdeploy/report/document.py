@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
+from hashlib import sha256
 from importlib import resources
 
 from natdeploy.report.axes import ERROR, LATENCY, Axis
@@ -53,7 +54,9 @@ def document(
         scripts = [*data, element("script", asset("plotly.js")), element("script", asset("page.js"))] if figures else []
     meta = Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">')
     inner = join(meta, *head, element("title", f"{title} · natdeploy"))
-    return f'<!doctype html>\n<html lang="en">\n<head>{inner}</head>\n<body>\n{join(body, *scripts)}\n</body>\n</html>\n'
+    shown = join(body, *scripts)
+    version = f' data-version="{sha256(shown.encode(errors="replace")).hexdigest()[:16]}"' if served else ""
+    return f'<!doctype html>\n<html lang="en"{version}>\n<head>{inner}</head>\n<body>\n{shown}\n</body>\n</html>\n'
 
 
 @cache

@@ -4,10 +4,12 @@
 // zoomed stays.
 
 const EVERY_MS = 1000;
-let version = null;
+let tag = null;
 
-function replace(text) {
-  const next = new DOMParser().parseFromString(text, "text/html");
+function replace(next) {
+  const { version } = next.documentElement.dataset;
+  if (version === document.documentElement.dataset.version) return;
+  document.documentElement.dataset.version = version;
   const choices = ["across", "up"].map((name) => [name, chosen(name)]);
   const ticked = new Set([...document.querySelectorAll("input:checked")].map((box) => box.value));
   const opened = [...document.querySelectorAll("tbody[id] details[open]")].map((each) => each.closest("tbody").id);
@@ -27,11 +29,11 @@ function replace(text) {
 
 async function look() {
   try {
-    const headers = version === null ? {} : { "If-None-Match": version };
+    const headers = tag === null ? {} : { "If-None-Match": tag };
     const answer = await fetch(location.pathname + location.search, { headers, cache: "no-store" });
     if (answer.status === 200) {
-      version = answer.headers.get("ETag");
-      replace(await answer.text());
+      replace(new DOMParser().parseFromString(await answer.text(), "text/html"));
+      tag = answer.headers.get("ETag");
     }
     document.documentElement.classList.toggle("lost", answer.status !== 200 && answer.status !== 304);
   } catch {

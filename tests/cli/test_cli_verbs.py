@@ -81,6 +81,7 @@ class Report:
     standing: str = ""
     picks: tuple[Choice, ...] = (Choice(0, NET.id, "knee", "Going faster costs more."),)
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 1.0})
+    adaptation: None = None
     summary: dict[str, Any] = field(default_factory=lambda: {"nets": [NET.id]})
 
 
