@@ -57,6 +57,8 @@ class GradientSettings(BaseModel):
         resolution: of all images, px; that of the baseline by default.
         memory: `full` keeps a step's mixture in memory; `recompute` computes layers anew instead; `two_path` mixes two drawn codes
             of every slot alone (ProxylessNAS, arXiv 1812.00332).
+        weights: that the chosen network begins its training alone with: the `supernet`'s, or those of the `seed` remapped anew, as
+            published; the classifier, which the seed lacks, stays as it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +79,7 @@ class GradientSettings(BaseModel):
     price_slope: float = Field(default=2.0, ge=0)
     resolution: int | None = Field(default=None, ge=1)
     memory: Literal["full", "recompute", "two_path"] = "full"
+    weights: Literal["supernet", "seed"] = "supernet"
 
 
 @dataclass(frozen=True, eq=False)
