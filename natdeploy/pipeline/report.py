@@ -18,7 +18,7 @@ from natdeploy.files import write_atomic
 from natdeploy.latency.predictor import LatencyPredictor, Quality
 from natdeploy.pipeline.choice import stand_out
 from natdeploy.pipeline.config import SearchConfig, target_of
-from natdeploy.pipeline.finished import finished_nets, latency_limit_ms
+from natdeploy.pipeline.finished import Adaptation, adaptation, finished_nets, latency_limit_ms
 from natdeploy.pipeline.predictor import load_predictor
 from natdeploy.pipeline.problem import LATENCY
 from natdeploy.pipeline.search import read_config
@@ -43,6 +43,7 @@ class ReportResult:
         nets: final front and baseline, or the front so far.
         picks: nets that stand out.
         seconds: by stage of the work.
+        adaptation: the same by what was adapted; None where the run does not tell.
         summary: the same for programs.
     """
 
@@ -51,6 +52,7 @@ class ReportResult:
     nets: tuple[NetRecord, ...]
     picks: tuple[Pick, ...]
     seconds: Mapping[str, float]
+    adaptation: Adaptation | None
     summary: dict[str, Any]
 
 
@@ -61,7 +63,7 @@ def report(folder: Path) -> ReportResult:
         UsageError: there is no run.
     """
     with RunStore.snapshot(folder) as store:
-        data = page_data(store)
+        data, spent = page_data(store), adaptation(store)
     write_page(folder / PAGE, data)
     assert data.standing is not None
     summary = {
@@ -75,9 +77,16 @@ def report(folder: Path) -> ReportResult:
         "predictor_quality": None if data.quality is None else vars(data.quality),
         "estimate": data.estimate,
         "seconds": dict(data.seconds),
+        "adaptation": spent and asdict(spent),
     }
     return ReportResult(
-        folder / PAGE, sentence(data.standing, data.command_name), tuple(data.nets), tuple(data.picks), data.seconds, summary
+        page=folder / PAGE,
+        standing=sentence(data.standing, data.command_name),
+        nets=tuple(data.nets),
+        picks=tuple(data.picks),
+        seconds=data.seconds,
+        adaptation=spent,
+        summary=summary,
     )
 
 

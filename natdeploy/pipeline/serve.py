@@ -134,7 +134,8 @@ def _page(run: Path) -> Answer:
 def _file(run: Path, name: str) -> Answer:
     """A file of a net, if the run knows it by that name, percent-encoded, and it lies in its folder."""
     with RunStore.snapshot(run) as store:
-        known = {quote(os.fsencode(file.path)): run / file.path for file in store.files() if file.refused is None}
+        paths = [file.path for file in store.files() if file.path is not None]
+    known = {quote(os.fsencode(path)): run / path for path in paths}
     if name in known and known[name].resolve().is_relative_to(run.resolve()) and known[name].is_file():
         return Answer(known[name].read_bytes(), "application/octet-stream")
     return said(HTTPStatus.NOT_FOUND, "The run has no such file.")

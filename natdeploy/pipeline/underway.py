@@ -11,7 +11,7 @@ from natdeploy.pipeline.budget import Budget
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.predictor import estimated, load_predictor
 from natdeploy.pipeline.problem import LATENCY, objectives_of, requirements
-from natdeploy.pipeline.search import BESIDE_THE_MINUTES
+from natdeploy.pipeline.search import spent_seconds
 from natdeploy.pipeline.setting import stored_space
 from natdeploy.pipeline.train import CHECKPOINT
 from natdeploy.report import Standing
@@ -31,7 +31,7 @@ def standing_of(store: RunStore) -> Standing:
         rounds=budget.nat.rounds,
         steps_done=saved["step"],
         steps=budget.total_steps,
-        spent_s=sum(seconds for part, seconds in store.seconds().items() if part not in BESIDE_THE_MINUTES),
+        spent_s=spent_seconds(store),
         minutes=budget.minutes,
     )
 

@@ -329,7 +329,8 @@ def _net(net: NetRecord, data: PageData, extra: Sequence[str]) -> Markup:
         *(quantity(net.objectives.get(name)) for name in extra),
     )
     numbers = element("tr", element("th", net.id, *tags), *(element("td", cell, class_="number") for cell in cells))
-    links = element("span", *(element("a", Path(file.path).name, href=file.path) for file in files), class_="files")
+    paths = (file.path for file in files if file.path is not None)
+    links = element("span", *(element("a", Path(path).name, href=path) for path in paths), class_="files")
     arch = element("tr", element("td", links, net.arch, class_="arch", colspan=str(len(cells) + 1)))
     shown = element("tr", element("td", _details(net, data), class_="shape", colspan=str(len(cells) + 1)))
     return element("tbody", numbers, arch, shown, id=anchor(net))
@@ -359,9 +360,8 @@ def _file_table(files: Sequence[FileRecord]) -> Markup:
     head = ("file", "format", "precision", "size, MB", "valid., %", "test, %", "same class as torch, %", "")
     rows = []
     for file in files:
-        # versions before the size was kept wrote 0
-        size = f"{file.size_mb:.2f}" if file.size_mb else MISSING
-        name = Path(file.path).name if file.refused else element("a", Path(file.path).name, href=file.path)
+        size = MISSING if file.size_mb is None else f"{file.size_mb:.2f}"
+        name = MISSING if file.path is None else element("a", Path(file.path).name, href=file.path)
         numbers = (size, percent(file.validation_accuracy), percent(file.test_accuracy), percent(file.agreement))
         rows.append(
             element(

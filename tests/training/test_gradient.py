@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import product
 from typing import Any
 
@@ -209,6 +210,18 @@ def test_a_search_that_was_broken_off_goes_on_to_the_same_bits(memory: str) -> N
     for name, value in whole.tensors().items():
         assert torch.equal(value, later.tensors()[name]), name
     assert not torch.equal(whole.logits, chooser(**settings).logits)
+
+
+def test_turns_of_the_logits_are_named_and_what_is_drawn_travels() -> None:
+    settings = GradientSettings(batch_size=4, cost="macs")
+    searching = Chooser(Supernet(SPACE, 2), TASK, 16, {"macs": cost()}, settings, start=5, stop=24, seed=3, block=10)
+    assert [searching.pause(step) for step in (0, 5, 14, 15, 23, 24)] == [15, 15, 15, 24, 24, None]
+    searching.after(15)
+    assert (searching.step, searching.moves) == (15, 10), "it catches up with the weights"
+    sent = pickle.dumps(searching.draws)
+    assert len(sent) < 10_000
+    rng = [np.random.default_rng(1) for _ in range(2)]
+    assert pickle.loads(sent)(3, rng[0]) == searching.draws(3, rng[1])  # noqa: S301 (made a line above)
 
 
 def test_two_paths_move_two_codes_of_a_slot_alone() -> None:
