@@ -161,6 +161,9 @@ def test_without_a_bound_the_seeds_own_latency_is_one(finished: tuple[SearchConf
     by_gradient, _ = finished
     made = pipeline.plan(by_gradient.model_copy(update={"constraints": ()}))
     assert "latency of" in made.facts["strategy"]
+    given = ("data", "out", "space", "seed_weights", "flip", "tables")
+    published = SearchConfig(**{name: getattr(by_gradient, name) for name in given}, preset="paper", strategy="gradient")
+    assert pipeline.plan(published).facts["strategy"].endswith("; 0.009 * log_45 of macs")
     with pytest.raises(UsageError, match=r"gradient\.resolution 17 is not in space demo; it has \[16, 24, 32\]"):
         pipeline.plan(by_gradient.model_copy(update={"gradient": by_gradient.gradient.model_copy(update={"resolution": 17})}))
 
