@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,6 +30,9 @@ class Runtime(Protocol):
     REQUIREMENT: str
     PRECISIONS: tuple[str, ...]
     DELEGATES: tuple[str, ...]
+    queue: Callable[..., tuple[Any, str]] | None
+    """Where the library has a queue of its own for several requests at once, what makes it, with the arguments of `load`, and says
+    what it is."""
     __file__: str | None
 
     def version(self) -> str:
