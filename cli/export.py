@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from .options import Json, NoProgress, Quiet, Run, Verbose
+from natdeploy.errors import AccuracyGateError
+
+from .options import Json, NoProgress, Quiet, Run, Verbose, names
 from .results import show_files
 from .terminal import session
 
@@ -18,7 +20,27 @@ def export(
         str,
         typer.Option(metavar="NAME", help="knee, best, fastest, front, baseline, an id, 'latency<=1ms' or 'error=5%,latency=1ms'."),
     ] = "knee",
-    formats: Annotated[list[str], typer.Option("--format", metavar="NAME", help="File format: `onnx`; repeatable.")] = ["onnx"],  # noqa: B006 (typer copies it)
+    formats: Annotated[
+        list[str],
+        typer.Option("--format", metavar="LIST", help="onnx, openvino, tflite, tensorrt, or several of them: onnx,tflite."),
+    ] = ["onnx"],  # noqa: B006 (typer copies it)
+    precisions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--precision",
+            metavar="LIST",
+            help="fp32, fp16, int8, or several of them: fp32,int8.",
+            show_default="the one the search chose, else fp32",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", metavar="POINTS", help="Validation accuracy that a file may lose to torch in fp32.")
+    ] = 1.0,
+    input_: Annotated[
+        Literal["nchw", "nhwc", "image"],
+        typer.Option("--input", help="What files take: prepared floats in either layout, or the bytes of an image."),
+    ] = "nchw",
+    strict: Annotated[bool, typer.Option("--strict", help="End with exit code 4 where a file is refused.")] = False,
     as_json: Json = False,
     no_progress: NoProgress = False,
     verbose: Verbose = False,
@@ -26,14 +48,26 @@ def export(
 ) -> None:
     """Write deployable files of a run's networks.
 
-    Each file is compared with torch on real images, and its accuracy is measured again in the runtime that will run it.
+    Each file is run in its own runtime on all validation and test images, compared with torch, and refused where it loses more
+    than --max-drop. int8 learns its ranges from images that are used for nothing else.
 
     \b
     Example:
-      natdeploy export runs/flowers --arch knee --format onnx
+      natdeploy export runs/flowers --arch knee --format onnx,tflite --precision fp32,int8
     """
     with session(as_json=as_json, verbose=verbose, quiet=quiet, no_progress=no_progress) as progress:
         from natdeploy import pipeline
 
-        files = pipeline.export(run, arch=arch, formats=tuple(formats), progress=progress)
-    show_files(files, as_json=as_json)
+        files = pipeline.export(
+            run,
+            arch=arch,
+            formats=names(formats),
+            precisions=names(precisions or ()),
+            max_drop=max_drop,
+            input=input_,
+            progress=progress,
+        )
+        show_files(files, as_json=as_json)
+        refused = [file for file in files if file.refused]
+        if refused and (strict or len(refused) == len(files)):
+            raise AccuracyGateError(f"{len(refused)} of {len(files)} files are refused; the reasons are above")

@@ -19,6 +19,7 @@ from .profile import profile
 from .report import report
 from .resume import resume
 from .search import search
+from .serve import serve
 from .supernet import supernet
 from .tables import tables
 from .terminal import write_error
@@ -47,7 +48,7 @@ def _natdeploy(
     """
 
 
-for verb in (search, resume, export, benchmark, report, profile, predict, doctor, demo):
+for verb in (search, resume, export, benchmark, report, serve, profile, predict, doctor, demo):
     app.command()(verb)
 app.add_typer(devices, name="devices")
 app.add_typer(supernet, name="supernet")

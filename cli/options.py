@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ import typer
 
 Accelerator = Literal["auto", "cpu", "cuda"]
 Preset = Literal["quick", "paper", "thorough"]
-Strategy = Literal["evolution", "random"]
+Strategy = Literal["evolution", "gradient", "random"]
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `natdeploy search` wrote.")]
 Tables = Annotated[
@@ -24,6 +25,12 @@ AllowEstimate = Annotated[
     bool,
     typer.Option("--allow-estimate", help="Where there is no table, take the device's specification sheet; every number says so."),
 ]
+
+
+def names(texts: Iterable[str]) -> tuple[str, ...]:
+    """Names of a list such as onnx,tflite, or of an option given several times."""
+    return tuple(name for text in texts for name in map(str.strip, text.split(",")) if name)
+
 
 _UNITS = {"s": 1 / 60, "sec": 1 / 60, "min": 1.0, "m": 1.0, "h": 60.0}
 

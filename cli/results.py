@@ -29,6 +29,8 @@ def show_report(result: ReportResult, *, as_json: bool) -> None:
         echo_wrapped(f"{pick.rule:8} {pick.reason}", indent=9)
     typer.echo()
     echo_wrapped(f"time: {_shares(result.seconds)}", indent=6)
+    if (spent := result.adaptation) is not None:
+        typer.echo(f"adaptation: architecture {spent.architecture_s:.0f} s, parameters {spent.parameters_s:.0f} s")
     typer.echo(f"report: {result.page}")
 
 
@@ -58,15 +60,19 @@ def show_files(files: Sequence[FileRecord], *, as_json: bool) -> None:
         write_json([file_json(file) for file in files])
         return
     for file in files:
-        typer.echo(f"{file.id}  {file.path}")
-        if checked := _checked(file):
-            echo_wrapped(f"  {checked}", indent=2)
+        what = f"{file.format} {file.precision}"
+        typer.echo(f"{file.id}  {what:15} {_checked(file)}")
+        echo_wrapped(f"  {file.path}" if file.refused is None else f"  refused: {file.refused}", indent=2)
 
 
 def _checked(file: FileRecord) -> str:
-    if file.max_rel is None or file.test_accuracy is None:
-        return ""
-    return f"logits within {file.max_rel:.0e} of torch's, {100 * file.test_accuracy:.1f} % of test images right in its runtime"
+    """Its size and how it does, within a line of 80 columns."""
+    parts = [] if file.size_mb is None else [f"{file.size_mb:.2f} MB"]
+    if file.test_accuracy is not None:
+        parts.append(f"test {100 * file.test_accuracy:.1f} %")
+    if file.agreement is not None:
+        parts.append(f"as torch {100 * file.agreement:.1f} %")
+    return ", ".join(parts)
 
 
 def print_nets(nets: Sequence[NetRecord], picks: Sequence[Pick]) -> None:

@@ -65,7 +65,8 @@ def search(
         typer.Option(metavar="WISH", help="Levels to come near, 'error=5%,latency=1ms': the report names the net that does."),
     ] = None,
     strategy: Annotated[
-        Strategy, typer.Option(help="How networks are chosen: evolution on a surrogate of the error (NAT), or by chance.")
+        Strategy,
+        typer.Option(help="How networks are chosen: evolution on a surrogate (NAT), by gradient (FNA), or by chance."),
     ] = "evolution",
     preset: Annotated[Preset, typer.Option(help="Settings to begin from: minutes, as published, or hours.")] = "quick",
     out: Annotated[

@@ -27,13 +27,13 @@ from natdeploy.toml import toml_text
 if TYPE_CHECKING:  # a report needs no torch, which takes seconds to import
     from torch import Tensor
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 _FAILURES = """CREATE TABLE failures (
     step INTEGER NOT NULL, arch TEXT NOT NULL, whole INTEGER NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (step, arch, whole)
 ) STRICT"""
 _FILES = """CREATE TABLE files (
-    role TEXT NOT NULL, id TEXT NOT NULL, format TEXT NOT NULL, precision TEXT NOT NULL, path TEXT NOT NULL, size_mb REAL NOT NULL,
+    role TEXT NOT NULL, id TEXT NOT NULL, format TEXT NOT NULL, precision TEXT NOT NULL, path TEXT, size_mb REAL,
     validation_accuracy REAL, test_accuracy REAL, agreement REAL, max_rel REAL, refused TEXT,
     PRIMARY KEY (role, id, format, precision)
 ) STRICT"""
@@ -81,17 +81,26 @@ _MIGRATIONS = {
         _FILES,
         _LATENCIES,
         """INSERT INTO files
-            SELECT role, id, 'onnx', 'fp32', json_extract(files, '$[0]'), 0, NULL, runtime_accuracy, NULL, NULL, NULL
+            SELECT role, id, 'onnx', 'fp32', json_extract(files, '$[0]'), NULL, NULL, runtime_accuracy, NULL, NULL, NULL
             FROM nets WHERE json_array_length(files)""",
         "ALTER TABLE nets DROP COLUMN runtime_accuracy",
         "ALTER TABLE nets DROP COLUMN parity",
         "ALTER TABLE nets DROP COLUMN files",
     ),
     4: ("ALTER TABLE nets ADD COLUMN precision TEXT",),
+    5: (
+        "ALTER TABLE files RENAME TO old",
+        _FILES,
+        """INSERT INTO files
+            SELECT role, id, format, precision, path, nullif(size_mb, 0), validation_accuracy, test_accuracy, agreement, max_rel,
+                refused
+            FROM old ORDER BY rowid""",
+        "DROP TABLE old",
+    ),
 }
 """From each earlier version to the next. In runs of version 1 no latency was an estimate; in those of version 2 every evaluation
 saw all validation images, and no net was tuned alone; those of version 3 had ONNX files in fp32 only;
-in those of version 4 the target decided the precision."""
+in those of version 4 the target decided the precision; those of version 5 wrote 0 for a size that was not known."""
 _DATABASE, _LOCK = "run.sqlite", "run.lock"
 _ATTEMPTS, _PAUSE_S = 4, 0.03
 _RESTORE = "restore it from a copy, or start a new run in another folder"
@@ -181,7 +190,7 @@ class FileRecord:
         id: of its architecture.
         format: `onnx`, `openvino`, `tflite` or `tensorrt`.
         precision: of the file.
-        path: of the file that is loaded, relative to the run folder.
+        path: of the file that is loaded, relative to the run folder; None where it was refused.
         size_mb: of it and all that belongs to it, in 10^6 bytes.
         validation_accuracy: in its runtime, on the images by which it is judged.
         test_accuracy: in its runtime, on the test images.
@@ -194,8 +203,8 @@ class FileRecord:
     id: str
     format: str
     precision: str
-    path: str
-    size_mb: float
+    path: str | None
+    size_mb: float | None
     validation_accuracy: float | None
     test_accuracy: float | None
     agreement: float | None

@@ -24,7 +24,7 @@ ROOMS = {
     "hardware": {"runtimes"},
     "latency": {"space", "hardware"},
     "search": {"space"},
-    "export": {"supernet", "space", "runtimes"},
+    "export": {"supernet", "space", "runtimes", "hardware"},
     "store": set(),
     "report": {"store", "space"},
     "devices": set(),

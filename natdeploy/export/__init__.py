@@ -1,30 +1,44 @@
 """Subnets as files that run elsewhere, each checked against torch before anyone gets it."""
 
-from natdeploy.export.bundle import (
-    Description,
-    Latency,
-    Metadata,
-    ModelFile,
-    Preprocessing,
-    read_bundle,
-    record_latency,
-    write_bundle,
-)
-from natdeploy.export.check import Parity, parity, runtime_accuracy
-from natdeploy.export.onnx import OnnxFile, export_onnx
+from natdeploy.export.bundle import METADATA, add_file, read_bundle, record_latency, remove_file, sha256, size_mb
+from natdeploy.export.card import model_card
+from natdeploy.export.check import PARITY_LIMIT, Array, Batch, Parity, compare, plain_input, run_images
+from natdeploy.export.facts import Description, Latency, Metadata, ModelFile, Preprocessing, Quantisation, TensorFacts
+from natdeploy.export.formats import FORMATS, PRECISIONS, Format, check_precision, get_format, quantisation, write
+from natdeploy.export.inputs import INPUT_KINDS, InputKind, as_input, input_facts
 
 __all__ = [
+    "FORMATS",
+    "INPUT_KINDS",
+    "METADATA",
+    "PARITY_LIMIT",
+    "PRECISIONS",
+    "Array",
+    "Batch",
     "Description",
+    "Format",
+    "InputKind",
     "Latency",
     "Metadata",
     "ModelFile",
-    "OnnxFile",
     "Parity",
     "Preprocessing",
-    "export_onnx",
-    "parity",
+    "Quantisation",
+    "TensorFacts",
+    "add_file",
+    "as_input",
+    "check_precision",
+    "compare",
+    "get_format",
+    "input_facts",
+    "model_card",
+    "plain_input",
+    "quantisation",
     "read_bundle",
     "record_latency",
-    "runtime_accuracy",
-    "write_bundle",
+    "remove_file",
+    "run_images",
+    "sha256",
+    "size_mb",
+    "write",
 ]

@@ -1,84 +1,54 @@
-"""A subnet as an ONNX file that says itself what it is."""
+"""What a plain ONNX file becomes before it is handed on: it takes another input, and says itself what it is."""
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
-import onnxruntime
-import torch
+from onnx import TensorProto, helper, numpy_helper
 
-from natdeploy.files import write_atomic
-from natdeploy.runtimes import ort
-from natdeploy.supernet import Subnet
+from natdeploy.export.facts import Preprocessing
+from natdeploy.export.inputs import InputKind
 
 
-@dataclass(frozen=True)
-class OnnxFile:
-    """A written file.
-
-    Attributes:
-        path: where it lies.
-        sha256: of its bytes.
-        size_mb: megabytes, of 10^6 bytes.
-        opset: of the ONNX operators.
-    """
-
-    path: Path
-    sha256: str
-    size_mb: float
-    opset: int
-
-
-def export_onnx(subnet: Subnet, path: Path, metadata: Mapping[str, str]) -> OnnxFile:
-    """Writes a subnet, as it computes in evaluation mode, for one image (1, 3, r, r) fp32; it is left as it is.
-
-    Batch normalisation and asymmetric padding are folded into the convolutions: what is left is Conv, activations (Clip, Relu,
-    HardSigmoid with Mul), Add, global means, Flatten, MatMul and Gemm, all standard operators.
-
-    Args:
-        subnet: trained and calibrated, on any device.
-        path: of the file; an existing one is replaced atomically, folders above it are made.
-        metadata: written into the file as its `metadata_props`.
-
-    Raises:
-        NatdeployError: the file cannot be written.
-    """
-    module = copy.deepcopy(subnet).cpu()
-    example = torch.zeros(1, 3, subnet.arch.resolution, subnet.arch.resolution)
-    with tempfile.TemporaryDirectory() as folder:
-        raw = Path(folder, "raw.onnx")
-        ort.convert(module, example, raw, dynamic_size=False)
-        model = _simplified(raw)
-    model.graph.name = f"natdeploy-{subnet.arch.id}"
-    onnx.helper.set_model_props(model, dict(metadata))
+def finish(path: Path, kind: InputKind, preprocessing: Preprocessing, texts: Mapping[str, str]) -> None:
+    """Gives a file with one input (1, 3, r, r) fp32 the input of a kind, and texts as its `metadata_props`, in place."""
+    model = onnx.load(path)
+    if kind != "nchw":
+        _take(model.graph, kind, preprocessing)
+    model.graph.name = f"natdeploy-{texts['id']}"
+    helper.set_model_props(model, dict(texts))
     onnx.checker.check_model(model, full_check=True)
-    data = model.SerializeToString(deterministic=True)
-    write_atomic(path, data)
-    opset = next(each.version for each in model.opset_import if each.domain == "")
-    return OnnxFile(path, hashlib.sha256(data).hexdigest(), len(data) / 1e6, opset)
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _simplified(path: Path) -> onnx.ModelProto:
-    """The model after ONNX Runtime's basic rewrites, which keep to standard operators and hold on every machine.
+def opset(path: Path) -> int:
+    """Version of the standard operators."""
+    return next(int(each.version) for each in onnx.load(path).opset_import if each.domain in ("", "ai.onnx"))
 
-    The exporter writes an asymmetric padding as eight operators that compute its size, and not every runtime sees through them.
-    """
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(path.with_suffix(".basic.onnx"))
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3  # errors only
-    onnxruntime.InferenceSession(str(path), options, providers=[ort.PROVIDER])
-    model = onnx.load(options.optimized_model_filepath)
-    # It also declares operator sets of its own, none of which is in use.
-    used = {node.domain for node in model.graph.node}
-    domains = [each for each in model.opset_import if each.domain in used]
-    del model.opset_import[:]
-    model.opset_import.extend(domains)
-    return model
+
+def _take(graph: onnx.GraphProto, kind: InputKind, preprocessing: Preprocessing) -> None:
+    """Puts what prepares the input before the nodes of a graph."""
+    (old,) = graph.input
+    _, channels, height, width = (each.dim_value for each in old.type.tensor_type.shape.dim)
+    for node in graph.node:
+        node.input[:] = ["prepared" if name == old.name else name for name in node.input]
+    nodes, at, element = [], old.name, TensorProto.FLOAT
+    if kind == "image":
+        element = TensorProto.UINT8
+        mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
+        for name, values in (("scale", 1 / (255 * std)), ("shift", mean / std)):
+            graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+        nodes = [
+            helper.make_node("Cast", [at], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
+            helper.make_node("Sub", ["scaled", "shift"], ["normalised"]),
+        ]
+        at = "normalised"
+    nodes.append(helper.make_node("Transpose", [at], ["prepared"], perm=[0, 3, 1, 2]))
+    for place, node in enumerate(nodes):
+        node.name = f"preprocessing/{node.op_type}"
+        graph.node.insert(place, node)
+    old.CopyFrom(helper.make_tensor_value_info(old.name, element, [1, height, width, channels]))

@@ -30,10 +30,12 @@ class Runtime(Protocol):
     REQUIREMENT: str
     PRECISIONS: tuple[str, ...]
     DELEGATES: tuple[str, ...]
-    queue: Callable[..., tuple[Any, str]] | None
-    """Where the library has a queue of its own for several requests at once, what makes it, with the arguments of `load`, and says
-    what it is."""
     __file__: str | None
+
+    @property
+    def queue(self) -> Callable[..., tuple[Any, str]] | None:
+        """Where the library has a queue of its own for several requests at once, what makes it, with the arguments of `load`, and
+        says what it is."""
 
     def version(self) -> str:
         """Version of the installed library. Raises ImportError where there is none."""

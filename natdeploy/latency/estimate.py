@@ -101,6 +101,11 @@ class Estimate(BaseModel):
         """The function from genotypes (n, variables) to whole-network latency in ms, (n,)."""
         return BlockSum(space, self.block_ms, classes)
 
+    def terms(self, space: SearchSpace, classes: int, resolution: int, width: float) -> tuple[float, Floats]:
+        """As `LatencyPredictor.terms`; their sum is `total` exactly."""
+        sums = BlockSum(space, self.block_ms, classes)
+        return sums.terms(space.resolutions.index(resolution), space.widths.index(width))
+
     def predict(self, space: SearchSpace, archs: Sequence[Arch], classes: int) -> Prediction:
         """Latency of architectures. Nothing bounds it from above, and nothing of it is known."""
         latency_ms = self.total(space, classes)(space.encode_all(archs))

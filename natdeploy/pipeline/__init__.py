@@ -13,6 +13,7 @@ from natdeploy.pipeline.predict import PredictedLatency, predict
 from natdeploy.pipeline.profile import ProfileResult, profile
 from natdeploy.pipeline.report import ReportResult, report, write_archive
 from natdeploy.pipeline.search import resume, search
+from natdeploy.pipeline.serve import serve
 from natdeploy.pipeline.supernet import ImportResult, WeightsInfo, supernet_import, supernet_info
 from natdeploy.pipeline.tables import TableDetails, TableLine, TableMerge, tables_diff, tables_list, tables_merge, tables_show
 from natdeploy.pipeline.tables_import import TableImport, tables_import
@@ -48,6 +49,7 @@ __all__ = [
     "report",
     "resume",
     "search",
+    "serve",
     "supernet_import",
     "supernet_info",
     "tables_diff",

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from natdeploy._version import __version__
 from natdeploy.errors import DeviceError, UsageError
-from natdeploy.export import record_latency
+from natdeploy.export import METADATA, record_latency
 from natdeploy.files import write_atomic
 from natdeploy.hardware.bench import NETS, Candidate, MeasureSettings
 from natdeploy.hardware.device import Target
@@ -26,9 +26,9 @@ from natdeploy.logs import log_to
 from natdeploy.pipeline.book import SavedBook
 from natdeploy.pipeline.compare_times import agreement, compare, require_shared, slower_int8
 from natdeploy.pipeline.config import target_of
-from natdeploy.pipeline.export import latency_of
+from natdeploy.pipeline.export import bundle_name, latency_of
 from natdeploy.pipeline.finished import latency_limit_ms
-from natdeploy.pipeline.model_files import BUNDLE, Subject, bundle, foreign
+from natdeploy.pipeline.model_files import Subject, bundle, foreign
 from natdeploy.pipeline.run_files import run_subjects
 from natdeploy.pipeline.search import LOG, read_config
 from natdeploy.pipeline.timings import (
@@ -146,7 +146,7 @@ def _subjects(
     progress: Progress,
 ) -> tuple[RunStore | None, list[Subject]]:
     """What the paths mean, and the store of the run among them, which stays open."""
-    runs = [path for path in dict.fromkeys(paths) if path.is_dir() and not (path / BUNDLE).is_file()]
+    runs = [path for path in dict.fromkeys(paths) if path.is_dir() and not (path / METADATA).is_file()]
     if len(runs) > 1:
         raise UsageError(f"{' and '.join(map(str, runs))} are two runs; measure one at a time")
     if arch is not None and not runs:
@@ -333,7 +333,6 @@ def _record(store: RunStore, subjects: Sequence[Subject], result: MeasureResult,
     own = str(target) == str(target_of(config))
     if not own:
         progress.note(f"the run was searched for {target_of(config)}; its predictions do not apply to {target}")
-    folders = {(file.role, file.id): (store.folder / file.path).parent for file in store.files()}
     found = {each.id: each for each in result.measurements}
     for subject in subjects:
         net, times = subject.net, found.get(subject.name)
@@ -344,7 +343,7 @@ def _record(store: RunStore, subjects: Sequence[Subject], result: MeasureResult,
             net, measured_p50_ms=times.p50_ms, measured_p90_ms=times.p90_ms, measured_n=times.n, unstable=times.unstable
         )
         told = timed if own else replace(timed, predicted_ms=None, estimated=False)
-        record_latency(folders[net.role, net.id], latency_of(told, place, times.mean_ms if times.p50_ms is None else None))
+        record_latency(store.folder / bundle_name(net), latency_of(told, place, times.mean_ms if times.p50_ms is None else None))
         store.put_latency(
             LatencyRecord(net.role, net.id, place, times.p50_ms, times.p90_ms, times.mean_ms, times.n, times.unstable)
         )

@@ -16,6 +16,7 @@ from natdeploy.pipeline.setting import Setting
 from natdeploy.search import NatSettings
 from natdeploy.supernet import Supernet
 from natdeploy.training.adapt import Adapter, Lesson
+from natdeploy.training.gradient import Chooser
 from natdeploy.training.judge import calibrated_subnet, judge
 
 MIN_STEPS = 60
@@ -67,6 +68,7 @@ class Budget:
         step_seconds: measured, one training step.
         evaluation_seconds: measured, one architecture.
         source: where the size of the budget comes from.
+        choosing_seconds: measured, one step that moves the logits of architectures; None where there are none.
         settled: `final_steps` have been set anew, from the minutes that were left.
     """
 
@@ -80,6 +82,7 @@ class Budget:
     step_seconds: float
     evaluation_seconds: float
     source: str
+    choosing_seconds: float | None = None
     settled: bool = False
 
     @property
@@ -91,6 +94,13 @@ class Budget:
         return self.warmup_steps + version * self.round_steps
 
     def __str__(self) -> str:
+        if self.choosing_seconds is not None:
+            moving = self.nat.rounds * self.round_steps
+            return (
+                f"about {self.minutes:.1f} min ({self.source}): {self.warmup_steps} training steps, {moving} "
+                f"while the architecture is chosen, {self.final_steps} with the chosen one alone (a step takes "
+                f"{self.step_seconds:.2f} s, one of the architecture {self.choosing_seconds:.2f} s)"
+            )
         return (
             f"about {self.minutes:.1f} min ({self.source}): {self.warmup_steps} training steps, {self.nat.rounds} rounds of "
             f"{self.round_steps}, {self.final_steps} with the front alone; {self.nat.initial} nets evaluated at first, "
@@ -105,40 +115,47 @@ class Budget:
         return cls(**{**values, "nat": NatSettings(**values["nat"])})
 
 
-def make_budget(config: SearchConfig, setting: Setting, lesson: Lesson) -> Budget:
+def make_budget(config: SearchConfig, setting: Setting, lesson: Lesson, chooser: Chooser | None = None) -> Budget:
     """The work that the data or `minutes` ask for.
 
     Without `minutes` it follows from the data alone, so the same search does the same work on any machine; the speed of this one,
     measured just now, only says how long that takes. With `minutes` the speed decides how much work fits.
     """
+    schedule = config.schedule
     step_s, evaluation_s = _measure(config, setting, lesson)
-    images, schedule = len(setting.task.splits.train), config.schedule
+    choosing_s = None if chooser is None else _choosing_seconds(chooser)
+    # Of the steps of rounds alone, hence by their share of all steps.
+    rounds_share = 1 - schedule.warmup - schedule.final
+    mean_s = step_s if choosing_s is None else step_s + rounds_share * choosing_s / config.gradient.every
+    images = len(setting.task.splits.train)
     if config.minutes is None:
-        nat = _sized(config, NatSettings(initial=INITIAL, rounds=ROUNDS, infill=INFILL, parents=PARENTS))
+        nat = _sized(config, NatSettings(initial=INITIAL, rounds=ROUNDS, infill=INFILL, parents=PARENTS), chooser)
         steps = max(MIN_STEPS, math.ceil(schedule.epochs * images / config.adapt.train.batch_size))
         source = f"{schedule.epochs:g} epochs of the {images} training images"
     else:
-        nat = _sized(config, _nat(60 * config.minutes, evaluation_s, config.rounds))
-        searching_s = _search_seconds(nat, evaluation_s) + _quantising_seconds(nat, config)
-        steps = max(MIN_STEPS, math.floor((60 * config.minutes - searching_s) / step_s))
+        nat = _sized(config, _nat(60 * config.minutes, evaluation_s, config.rounds), chooser)
+        searching_s = _search_seconds(nat, evaluation_s, chosen=chooser is not None) + _quantising_seconds(nat, config)
+        steps = max(MIN_STEPS, math.floor((60 * config.minutes - searching_s) / mean_s))
         source = f"--minutes {config.minutes:g}"
     final_steps = round(steps * schedule.final)
     round_steps = max(1, round(steps * (1 - schedule.warmup - schedule.final) / nat.rounds)) if nat.rounds else 0
     if schedule.warmup + schedule.final == 1:
         round_steps = 0
     warmup_steps = steps - final_steps - nat.rounds * round_steps
-    seconds = steps * step_s + _search_seconds(nat, evaluation_s) + _quantising_seconds(nat, config) + 60 * config.finetune_minutes
+    searching_s = _search_seconds(nat, evaluation_s, chosen=chooser is not None) + _quantising_seconds(nat, config)
+    seconds = steps * mean_s + searching_s + 60 * config.finetune_minutes
     return Budget(
         warmup_steps=warmup_steps,
         round_steps=round_steps,
         final_steps=final_steps,
-        checkpoint_steps=max(1, round(CHECKPOINT_SECONDS / step_s)),
+        checkpoint_steps=max(1, round(CHECKPOINT_SECONDS / (step_s + (choosing_s or 0.0)))),
         tune_steps=round(60 * config.finetune_minutes / (TUNED * step_s)),
         nat=nat,
         minutes=seconds / 60,
         step_seconds=step_s,
         evaluation_seconds=evaluation_s,
         source=source,
+        choosing_seconds=choosing_s,
     )
 
 
@@ -164,15 +181,22 @@ def settled(budget: Budget, config: SearchConfig, setting: Setting, lesson: Less
     return replace(budget, final_steps=max(1, round(LEAST_FINAL * budget.final_steps), min(fitting, most)), settled=True)
 
 
-def _sized(config: SearchConfig, sizes: NatSettings) -> NatSettings:
-    """Sizes that follow from the budget, and over them the settings that were given."""
+def _sized(config: SearchConfig, sizes: NatSettings, chooser: Chooser | None) -> NatSettings:
+    """Sizes that follow from the budget, and over them the settings that were given.
+
+    Where a chooser moves logits, rounds are places to look at it, and all that is evaluated is what it has come to.
+    """
     given = {name: getattr(config.nat, name) for name in config.nat.model_fields_set}
     rounds = {} if config.rounds is None else {"rounds": config.rounds}
+    if chooser is not None:
+        return NatSettings(rounds=max(1, config.rounds or given.get("rounds", ROUNDS)))
     return sizes.model_copy(update=given | rounds)
 
 
-def _search_seconds(nat: NatSettings, evaluation_s: float) -> float:
+def _search_seconds(nat: NatSettings, evaluation_s: float, *, chosen: bool = False) -> float:
     """Time of all that is not training. The archive is evaluated anew in every round, after the weights have moved."""
+    if chosen:
+        return 2 * (nat.rounds + 1) * evaluation_s
     archive = [nat.initial + number * nat.infill for number in range(nat.rounds + 1)]
     if not nat.reevaluate:
         archive = archive[:1]
@@ -199,6 +223,15 @@ def _nat(seconds: float, evaluation_s: float, rounds: int | None) -> NatSettings
         if _search_seconds(nat, evaluation_s) <= EVALUATION_SHARE * seconds:
             return nat
     return NatSettings(initial=MIN_INITIAL, rounds=number, infill=INFILL, parents=INFILL)
+
+
+def _choosing_seconds(chooser: Chooser) -> float:
+    """Of a step that moves the logits, the first of which is not timed."""
+    chooser.gradient()
+    start = time.perf_counter()
+    for _ in range(UNTIMED_STEPS):
+        chooser.gradient()
+    return (time.perf_counter() - start) / UNTIMED_STEPS
 
 
 def _measure(config: SearchConfig, setting: Setting, lesson: Lesson) -> tuple[float, float]:

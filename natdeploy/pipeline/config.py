@@ -9,11 +9,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from natdeploy.hardware.device import Target, parse_target
-from natdeploy.pipeline.presets import PRESETS, Preset, Strategy, merged, published, with_strategy
+from natdeploy.pipeline.presets import GRADIENT, PRESETS, Preset, Strategy, merged, published, with_strategy
 from natdeploy.search.nat import NatSettings
 from natdeploy.supernet import RemapRules
 from natdeploy.tasks import NAMED, Augmentation
 from natdeploy.training.adapt import AdaptSettings
+from natdeploy.training.gradient import GradientSettings
 
 Accelerator = Literal["auto", "cpu", "cuda"]
 
@@ -70,7 +71,7 @@ class SearchConfig(BaseModel):
         table: one table to predict latency from, instead of looking for one.
         allow_estimate: where there is no table of the target, take latency from the device's specification sheet. All of it is
             marked. Further targets always need a table.
-        strategy: how architectures are chosen (docs/search.md): `evolution` or `random`.
+        strategy: how architectures are chosen (docs/search.md): `evolution`, `gradient` or `random`.
         preset: whose settings count where none is given (docs/search.md): `quick`, `paper` or `thorough`.
         prefer: aspiration levels such as `error=5%,latency=1ms`; the report names the net of the front that comes nearest.
         resolutions: of the input, px, those of them that the space has; all of its own by default.
@@ -80,6 +81,7 @@ class SearchConfig(BaseModel):
         remap: how the seed's layers become larger or smaller ones (docs/remap.md); a supernet of the space is taken as it is.
         nat: the search's settings; sizes that are not given follow from the budget.
         adapt: the adaptation's settings.
+        gradient: how the architecture is chosen by gradient.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -115,6 +117,7 @@ class SearchConfig(BaseModel):
     remap: RemapRules = RemapRules()
     nat: NatSettings = NatSettings()
     adapt: AdaptSettings = AdaptSettings()
+    gradient: GradientSettings = GradientSettings()
 
     @field_validator("precisions", mode="before")
     @classmethod
@@ -135,15 +138,18 @@ class SearchConfig(BaseModel):
         if not isinstance(given, Mapping):
             return given
         name = given.get("preset", "quick")
-        preset = PRESETS.get(name, {})
+        by_gradient = given.get("strategy") == "gradient"
+        preset = (GRADIENT if by_gradient else PRESETS).get(name, {})
         data = Path(given.get("data", ""))
-        named = NAMED.get(str(data)) if name == "paper" and not data.is_dir() else None
+        named = NAMED.get(str(data)) if name == "paper" and not (by_gradient or data.is_dir()) else None
         return with_strategy(merged(preset if named is None else merged(preset, published(named.recipe)), given))
 
     @model_validator(mode="after")
     def _one_strategy(self) -> SearchConfig:
         if (self.strategy == "random") != (self.nat.propose == "random"):
             raise ValueError(f'nat.propose = "{self.nat.propose}" contradicts strategy {self.strategy}; leave out one of them')
+        if self.strategy == "gradient" and self.precisions:
+            raise ValueError("strategy gradient chooses among architectures alone; leave out --precision, or take another strategy")
         return self
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from natdeploy.errors import UsageError
 from natdeploy.hardware.device import Target
 from natdeploy.pipeline.choice import choose_net
 from natdeploy.pipeline.config import SearchConfig
-from natdeploy.pipeline.search import STATISTICS, read_config
+from natdeploy.pipeline.search import CHOOSING_SECONDS, STATISTICS, read_config, spent_seconds
 from natdeploy.pipeline.setting import stored_convention, stored_space
 from natdeploy.pipeline.train import CHECKPOINT, TUNED
 from natdeploy.search import parse_constraint
@@ -51,6 +51,27 @@ def finished_nets(store: RunStore) -> tuple[NetRecord, ...]:
     if not store.get("finished"):
         raise UsageError(f"the search in {store.folder} is not finished; go on with `natdeploy resume {store.folder}`")
     return tuple(store.nets())
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What a run took to adapt the seed, as FNA (arXiv 2001.02525) splits it, in seconds of the machine that trained.
+
+    Images, profiling, and judging on test images are in neither.
+
+    Attributes:
+        architecture_s: until its nets were chosen: the supernet's training, and the search.
+        parameters_s: training of the chosen nets.
+    """
+
+    architecture_s: float
+    parameters_s: float
+
+
+def adaptation(store: RunStore) -> Adaptation | None:
+    """Of a run whose nets are chosen, so far; None where they are not, or an earlier version of natdeploy did not tell."""
+    chosen_s = store.get(CHOOSING_SECONDS)
+    return None if chosen_s is None else Adaptation(chosen_s, spent_seconds(store) - chosen_s)
 
 
 def select_nets(nets: Sequence[NetRecord], config: SearchConfig, which: str) -> list[NetRecord]:

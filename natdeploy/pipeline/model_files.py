@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from natdeploy.errors import MissingRuntimeError, UsageError
-from natdeploy.export import read_bundle
+from natdeploy.export import FORMATS, ModelFile, read_bundle
 from natdeploy.hardware.bench import Candidate
 from natdeploy.hardware.device import Target, parse_target
 from natdeploy.hardware.runtimes import RUNTIMES, get_runtime
@@ -17,10 +17,11 @@ from natdeploy.hardware.tools import timed_by_tool
 from natdeploy.progress import Progress
 from natdeploy.store import NetRecord
 
-BUNDLE = "metadata.json"
-"""A folder with it is an exported network."""
 SUFFIXES = tuple(dict.fromkeys(runtime.SUFFIX for runtime in RUNTIMES.values()))
 PLAIN = "float32"
+Shape = tuple[int, ...]
+Inputs = tuple[tuple[Shape, str], ...]
+"""Shape and type of every input, where there is anything else than one float32 array."""
 
 _SHAPE = re.compile(r"[1-9]\d*(x[1-9]\d*)*")
 
@@ -75,7 +76,7 @@ def make_subject(
     shape: tuple[int, ...],
     target: Target,
     *,
-    inputs: tuple[tuple[tuple[int, ...], str], ...] = (),
+    inputs: Inputs = (),
     id: str | None = None,
     net: NetRecord | None = None,
     predicted_ms: float | None = None,
@@ -163,6 +164,12 @@ def _sizes(path: Path, name: str, sizes: tuple[int | None, ...] | None, shape: S
     return tuple(size for size in sizes if size is not None)
 
 
+def inputs_of(file: ModelFile) -> tuple[Shape, Inputs]:
+    """What an exported file takes, as `Candidate` tells it."""
+    shape = file.input.shape
+    return shape, () if file.input.dtype == PLAIN else ((shape, file.input.dtype),)
+
+
 def bundle(folder: Path, target: str | None, progress: Progress) -> list[Subject]:
     """The files of an exported network that a target runs; without a target, those that this machine runs.
 
@@ -173,28 +180,29 @@ def bundle(folder: Path, target: str | None, progress: Progress) -> list[Subject
     metadata = read_bundle(folder)
     found, others = [], []
     for file in metadata.files:
-        path = folder / file.name
-        fitting = [name for name, runtime in RUNTIMES.items() if path.suffix == runtime.SUFFIX]
-        *_, precision = ["fp32", *(suffix[1:] for suffix in path.suffixes[:-1])]
-        if not fitting:
-            others.append(f"{file.name} (only timed on the device that built it)")
+        runtime = FORMATS[file.format].runtime.NAME
+        device = parse_target(target or "host").device
+        if runtime not in device.runtimes:
+            others.append(f"{file.name} ({device.name} has no {runtime})")
             continue
-        chosen = parse_target(target or "host", runtime=fitting[0])
+        chosen = parse_target(target or "host", runtime=runtime)
         written = target is not None and f"-{chosen.precision}" in target
-        if path.suffix != get_runtime(chosen.runtime).SUFFIX or (written and precision != chosen.precision):
+        if runtime != chosen.runtime or (written and file.precision != chosen.precision):
             others.append(file.name)
             continue
-        if precision not in chosen.device.precisions_of(chosen.runtime):
-            others.append(f"{file.name} ({chosen.device.name} does not compute in {precision})")
+        if file.precision not in chosen.device.precisions_of(runtime):
+            others.append(f"{file.name} ({device.name} does not compute in {file.precision})")
             continue
-        exact = parse_target(target or "host", precision=precision, runtime=fitting[0])
+        exact = parse_target(target or "host", precision=file.precision, runtime=runtime)
         told = next((each for each in metadata.latencies if each.target == str(exact)), None)
+        shape, inputs = inputs_of(file)
         found.append(
             make_subject(
                 f"{folder / file.name}",
-                path,
-                file.input.shape,
+                folder / file.name,
+                shape,
                 exact,
+                inputs=inputs,
                 id=metadata.description.id,
                 predicted_ms=None if told is None else told.predicted_ms,
                 estimated=told is not None and told.estimated,

@@ -10,6 +10,7 @@ from natdeploy.hardware.device import Target
 from natdeploy.latency.predictor import quality_text
 from natdeploy.pipeline.budget import Budget, make_budget
 from natdeploy.pipeline.config import SearchConfig
+from natdeploy.pipeline.gradient import gradient_lesson, make_chooser
 from natdeploy.pipeline.predictor import Predictor, estimated, find_predictor, no_table
 from natdeploy.pipeline.presets import Strategy
 from natdeploy.pipeline.problem import LATENCY, Problem, first_lesson, make_problem, requirements
@@ -20,6 +21,7 @@ from natdeploy.search import show
 
 STRATEGIES: Mapping[Strategy, str] = {
     "evolution": "evolution on a surrogate of the error (NAT)",
+    "gradient": "one architecture by gradient (FNA)",
     "random": "architectures by chance",
 }
 """In words."""
@@ -94,7 +96,12 @@ def _facts(config: SearchConfig, setting: Setting) -> dict[str, str]:
 
 def make_plan(config: SearchConfig, setting: Setting, problem: Problem, predictors: Mapping[str, Predictor]) -> Plan:
     estimate = estimated(predictors[LATENCY])
-    budget = make_budget(config, setting, first_lesson(setting, problem, uniform=config.nat.distribution == "uniform"))
+    chooser = make_chooser(config, setting, problem, predictors) if config.strategy == "gradient" else None
+    if chooser is None:
+        lesson = first_lesson(setting, problem, uniform=config.nat.distribution == "uniform")
+    else:
+        lesson = gradient_lesson(setting, problem, chooser)
+    budget = make_budget(config, setting, lesson, chooser)
     constraints = f"; {', '.join(config.constraints)} can be met" if config.constraints else ""
     facts = _facts(config, setting) | {
         "target": ", ".join(map(str, problem.targets.values())),
@@ -108,6 +115,8 @@ def make_plan(config: SearchConfig, setting: Setting, problem: Problem, predicto
         + constraints,
         "budget": str(budget),
     }
+    if chooser is not None:
+        facts["strategy"] += f" at {chooser.resolution} px; {chooser.asks()}"
     return Plan(config, facts, problem.reachable, budget, estimate)
 
 

@@ -33,6 +33,9 @@ class Predictor(Protocol):
     def total(self, space: SearchSpace, classes: int) -> Callable[[Genotypes], Floats]:
         """The function from genotypes (n, variables) to milliseconds (n,)."""
 
+    def terms(self, space: SearchSpace, classes: int, resolution: int, width: float) -> tuple[float, Floats]:
+        """Milliseconds of what is fixed at a resolution and width, and what each code of each slot adds, (slots, codes)."""
+
     def predict(self, space: SearchSpace, archs: Sequence[Arch], classes: int) -> Prediction:
         """Of architectures, with an interval."""
 

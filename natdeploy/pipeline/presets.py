@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from natdeploy.tasks.named import Recipe
 
 Preset = Literal["quick", "paper", "thorough"]
-Strategy = Literal["evolution", "random"]
-"""How architectures are chosen: what a surrogate and evolution propose (NAT), or chance."""
+Strategy = Literal["evolution", "gradient", "random"]
+"""How architectures are chosen: what a surrogate and evolution propose (NAT), by gradient (FNA), or by chance."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # For minutes on a processor: the defaults of the settings themselves; sizes of archive and rounds follow from the budget.
@@ -70,6 +70,42 @@ def published(recipe: Recipe) -> dict[str, Any]:
         "adapt": {"train": {"batch_size": recipe.batch_size, "warmup": 1 / (recipe.rounds + 1)}},
         "augmentation": recipe.augmentation.model_dump(exclude_unset=True),
     }
+
+
+GRADIENT: Mapping[str, Mapping[str, Any]] = {
+    # Steps of weights draw every architecture from the logits, and a run has the one that comes out.
+    "quick": {
+        "schedule": {"warmup": 0.15, "final": 0.5},
+        "adapt": {"sampled_share": 1.0},
+        "gradient": {"prior": 2.0},
+    },
+    # FNA as its authors searched for segmentation (the submission, docs/search.md), and as long again for the network it found.
+    "paper": {
+        "schedule": {"epochs": 160.0, "warmup": 30 / 160, "final": 0.5},
+        "adapt": {
+            "train": {"learning_rate": 0.02, "weight_decay": 5e-4, "batch_size": 16, "warmup": 5 / 160},
+            "head_share": 0.0,
+            "sampled_share": 1.0,
+        },
+        "gradient": {
+            "learning_rate": 1e-3,
+            "betas": (0.9, 0.999),
+            "weight_decay": 4e-5,
+            "batch_size": 16,
+            "cost": "macs",
+            "penalty": 9e-3,
+            "base": 45.0,
+            "factor": 10.0,
+        },
+    },
+    "thorough": {
+        "schedule": {"epochs": 300.0, "warmup": 0.15, "final": 0.5},
+        "adapt": {"sampled_share": 1.0},
+        "gradient": {"prior": 1.0, "learning_rate": 0.02},
+        "augmentation": {"policy": "randaugment", "cutmix": 1.0, "mix_probability": 0.5},
+    },
+}
+"""Where the strategy is `gradient`."""
 
 
 def with_strategy(settings: Mapping[str, Any]) -> dict[str, Any]:

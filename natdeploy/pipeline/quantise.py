@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from natdeploy.hardware.device import Target
 from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.pipeline.correct import fit_line
 from natdeploy.pipeline.evaluate import ranking_error
+from natdeploy.pipeline.outputs import calibration_images, file_outputs
 from natdeploy.progress import Progress
 from natdeploy.search import Evaluate, by_precision
 from natdeploy.search.objectives import CheapObjective, Floats
@@ -56,20 +56,13 @@ def judge_in_runtime(subnet: Subnet, target: Target, task: Classification, split
     start = time.perf_counter()
     runtime, resolution = get_runtime(target.runtime), subnet.arch.resolution
     installed_version(runtime)
-    images = (image[None] for batch, _ in task.batches("calibration", resolution, CALIBRATION) for image in batch)
-    calibration = list(islice(images, CALIBRATION))
-    correct, total, loss = 0, 0, 0.0
+    calibration = calibration_images(task, resolution, CALIBRATION)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{subnet.arch.id}{runtime.SUFFIX}")
         runtime.convert(subnet, calibration[0], path, precision=target.precision, dynamic_size=False, calibration=calibration)
-        session = runtime.load(path, tuple(calibration[0].shape), 1, target.precision, runtime.DELEGATES[0])
-        for batch, labels in task.batches(split, resolution, CALIBRATION):
-            arrays = [np.ascontiguousarray(image[None].cpu().numpy()) for image in batch]
-            logits = labels.new_tensor(np.concatenate([runtime.run(session, [array])[0] for array in arrays]), dtype=batch.dtype)
-            correct += task.correct(logits, labels)
-            loss += float(task.loss(logits, labels)) * len(labels)
-            total += len(labels)
-    return Evaluation(0, str(subnet.arch), correct, total, loss / total, time.perf_counter() - start)
+        logits, labels = file_outputs(path, runtime, target.precision, resolution=resolution, task=task, split=split)
+    correct, loss = task.correct(logits, labels), float(task.loss(logits, labels))
+    return Evaluation(0, str(subnet.arch), correct, len(labels), loss, time.perf_counter() - start)
 
 
 @dataclass(frozen=True)

@@ -13,21 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from natdeploy._version import __version__
-from natdeploy.errors import NatdeployError
+from natdeploy.errors import NatdeployError, UsageError
 from natdeploy.files import write_atomic
 from natdeploy.latency.predictor import LatencyPredictor, Quality
 from natdeploy.pipeline.choice import stand_out
 from natdeploy.pipeline.config import SearchConfig, target_of
-from natdeploy.pipeline.finished import finished_nets, latency_limit_ms
+from natdeploy.pipeline.finished import Adaptation, adaptation, finished_nets, latency_limit_ms
 from natdeploy.pipeline.predictor import load_predictor
+from natdeploy.pipeline.problem import LATENCY
 from natdeploy.pipeline.search import read_config
 from natdeploy.pipeline.setting import stored_space
-from natdeploy.pipeline.underway import front_so_far, standing_of
+from natdeploy.pipeline.underway import cheap_values, front_so_far, standing_of
 from natdeploy.report import PageData, Pick, Round, Standing, file_json, net_json, sentence, write_page
 from natdeploy.space import Arch, Block
 from natdeploy.store import NetRecord, RunStore
 
 PAGE = "report.html"
+_COLUMNS = {LATENCY: "predicted_latency_ms", "size": "size_mb", "energy": "energy_mj"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class ReportResult:
         nets: final front and baseline, or the front so far.
         picks: nets that stand out.
         seconds: by stage of the work.
+        adaptation: the same by what was adapted; None where the run does not tell.
         summary: the same for programs.
     """
 
@@ -48,6 +51,7 @@ class ReportResult:
     nets: tuple[NetRecord, ...]
     picks: tuple[Pick, ...]
     seconds: Mapping[str, float]
+    adaptation: Adaptation | None
     summary: dict[str, Any]
 
 
@@ -58,7 +62,7 @@ def report(folder: Path) -> ReportResult:
         UsageError: there is no run.
     """
     with RunStore.snapshot(folder) as store:
-        data = page_data(store)
+        data, spent = page_data(store), adaptation(store)
     write_page(folder / PAGE, data)
     assert data.standing is not None
     summary = {
@@ -72,9 +76,16 @@ def report(folder: Path) -> ReportResult:
         "predictor_quality": None if data.quality is None else vars(data.quality),
         "estimate": data.estimate,
         "seconds": dict(data.seconds),
+        "adaptation": spent and asdict(spent),
     }
     return ReportResult(
-        folder / PAGE, sentence(data.standing, data.command_name), tuple(data.nets), tuple(data.picks), data.seconds, summary
+        page=folder / PAGE,
+        standing=sentence(data.standing, data.command_name),
+        nets=tuple(data.nets),
+        picks=tuple(data.picks),
+        seconds=data.seconds,
+        adaptation=spent,
+        summary=summary,
     )
 
 
@@ -150,26 +161,34 @@ def _drawn(store: RunStore, config: SearchConfig, nets: Iterable[NetRecord]) -> 
 def write_archive(folder: Path, path: Path) -> int:
     """Writes a CSV file with one row for every architecture that the search evaluated, in the order they were first evaluated.
 
-    `validation_accuracy` (0 to 1) is the latest one, from the state `step` of the supernet; `round` is empty where the run does not
-    tell; `on_front` tells whether the net is on the final front. What is not known is empty.
+    `validation_accuracy` (0 to 1) is the latest one, in torch, from the state `step` of the supernet, on so many
+    `validation_images`; `round` is empty where the run does not tell. `predicted_latency_ms` and further objectives, each in a
+    column of its own with its unit, are what the search went by at its start, in the first precision where precisions are searched.
+    `on_front` is 1 for nets of the final front, or of that so far, and `measured_p50_ms` is known of final ones only. What is not
+    known is empty.
 
     Returns:
         how many rows.
 
     Raises:
-        UsageError: the search is not finished, or its space is another one by now.
-        NatdeployError: the file cannot be written.
+        UsageError: there is no run, nothing was evaluated yet, or the space is another one by now.
+        NatdeployError: the file cannot be written, or a predictor of the run is not there any more.
     """
-    with RunStore.open(folder) as store:
-        nets = {net.arch: net for net in finished_nets(store) if net.role == "front"}
+    with RunStore.snapshot(folder) as store:
         config = read_config(store)
-        space, classes = stored_space(config, store), len(store.get("classes"))
-        rounds = {id_: facts["round"] for facts in store.rounds() for id_ in facts.get("new", ())}
         texts = list(dict.fromkeys(each.arch for each in store.evaluations()))
+        if not texts:
+            raise UsageError(f"{folder} has not evaluated any architecture yet; wait for the first, or leave out --csv")
         archs = [Arch.parse(text) for text in texts]
+        values = cheap_values(store, config, archs).values()
+        nets, _ = _nets(store, config, standing_of(store))
+        # In several precisions a net has several latencies; that of the first has the column of the prediction.
+        measured = {net.arch: net.measured_p50_ms for net in nets if net.precision in (None, *config.precisions[:1])}
+        front = {net.arch for net in nets if net.role == "front"}
+        rounds = {id_: facts["round"] for facts in store.rounds() for id_ in facts.get("new", ())}
         rows = []
-        for text, arch in zip(texts, archs, strict=True):
-            evaluation, net, costs = store.latest_evaluation(text), nets.get(text), space.blocks(arch, classes)
+        for place, (text, arch) in enumerate(zip(texts, archs, strict=True)):
+            evaluation = store.latest_evaluation(text)
             assert evaluation is not None
             rows.append(
                 {
@@ -179,11 +198,12 @@ def write_archive(folder: Path, path: Path) -> int:
                     "step": evaluation.step,
                     "validation_accuracy": evaluation.accuracy,
                     "validation_images": evaluation.total,
-                    "macs": sum(block.macs for block in costs),
-                    "params": sum(block.params for block in costs),
-                    "predicted_latency_ms": _or_empty(None if net is None else net.predicted_ms),
-                    "measured_p50_ms": _or_empty(None if net is None else net.measured_p50_ms),
-                    "on_front": int(net is not None),
+                    "macs": round(values["macs"][place]),
+                    "params": round(values["params"][place]),
+                    "predicted_latency_ms": float(values[LATENCY][place]),
+                    **{column(name): float(values[name][place]) for name in values if name not in (LATENCY, "macs", "params")},
+                    "measured_p50_ms": _or_empty(measured.get(text)),
+                    "on_front": int(text in front),
                 }
             )
     text_file = io.StringIO()
@@ -192,6 +212,12 @@ def write_archive(folder: Path, path: Path) -> int:
     writer.writerows(rows)
     write_atomic(path, text_file.getvalue().encode())
     return len(rows)
+
+
+def column(objective: str) -> str:
+    """A further objective as the title of a column, with its unit: `size_mb`, `predicted_latency_ms@pixel4/tflite`."""
+    kind, at, target = objective.partition("@")
+    return f"{_COLUMNS[kind]}{at}{target}"
 
 
 def _or_empty(value: float | None) -> float | str:

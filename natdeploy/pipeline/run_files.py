@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import torch
 
 from natdeploy.errors import UsageError
+from natdeploy.export import get_format, read_bundle
 from natdeploy.hardware.device import Target
-from natdeploy.hardware.runtimes import get_runtime, installed_version
+from natdeploy.hardware.runtimes import CALIBRATION_IMAGES, get_runtime, installed_version
 from natdeploy.pipeline.config import SearchConfig, target_of
-from natdeploy.pipeline.export import export_net
+from natdeploy.pipeline.export import Export, export_net, file_for
 from natdeploy.pipeline.finished import finished_nets, load_subnet, own_target, select_nets
-from natdeploy.pipeline.model_files import Subject, make_subject
-from natdeploy.pipeline.quantise import CALIBRATION
+from natdeploy.pipeline.model_files import Inputs, Shape, Subject, inputs_of, make_subject
+from natdeploy.pipeline.outputs import calibration_images
 from natdeploy.pipeline.search import read_config
 from natdeploy.pipeline.setting import stored_task
 from natdeploy.progress import Progress
 from natdeploy.space import Arch
-from natdeploy.store import FileRecord, NetRecord, RunStore
+from natdeploy.store import NetRecord, RunStore
 
 
 def run_subjects(store: RunStore, target: str | None, arch: str | None, converted: Path, progress: Progress) -> list[Subject]:
@@ -40,7 +39,7 @@ def run_subjects(store: RunStore, target: str | None, arch: str | None, converte
     config = read_config(store)
     chosen = target_of(config, target)
     chosen.device.require_address()
-    exported = {(file.role, file.id) for file in store.files() if file.refused is None}
+    exported = {(file.role, file.id) for file in store.files() if file.path is not None}
     nets = _chosen(store, config, arch, exported)
     if not any(net.role == "front" for net in nets) and arch != "baseline":
         wanted = arch or "front"
@@ -52,18 +51,17 @@ def run_subjects(store: RunStore, target: str | None, arch: str | None, converte
     subjects = []
     for net in nets:
         if (net.role, net.id) not in exported:
-            export_net(store, net)
+            export_net(store, net, Export((get_format("onnx"),), ("fp32",)))
         exact = own_target(net, chosen)
-        file = file_on(store, net, exact)
-        path = convert(store, config, net, exact, converted) if file is None else store.folder / file.path
-        resolution = Arch.parse(net.arch).resolution
+        path, shape, inputs = _file(store, config, net, exact, converted)
         own = str(chosen) == str(target_of(config))
         subjects.append(
             make_subject(
                 f"{net.role}-{net.id}",
                 path,
-                (1, 3, resolution, resolution),
+                shape,
                 exact,
+                inputs=inputs,
                 id=net.id,
                 net=net,
                 predicted_ms=net.predicted_ms if own else None,
@@ -85,17 +83,15 @@ def _chosen(store: RunStore, config: SearchConfig, arch: str | None, exported: s
     return [net for net in nets if net.role == "baseline" or (net in wanted and (net.role, net.id) in exported)]
 
 
-def file_on(store: RunStore, net: NetRecord, target: Target) -> FileRecord | None:
-    """The exported file of a net that a target's runtime runs in its precision; None where there is none."""
-    runtime = get_runtime(target.runtime)
-    if runtime.NAME == "tensorrt" and target.precision != "fp32":
-        return None  # its ONNX files of other precisions are made for it alone
-    for file in store.files():
-        mine = (file.role, file.id, file.precision) == (net.role, net.id, target.precision) and file.refused is None
-        path = store.folder / file.path
-        if mine and path.suffix == runtime.SUFFIX and path.is_file():
-            return file
-    return None
+def _file(store: RunStore, config: SearchConfig, net: NetRecord, target: Target, folder: Path) -> tuple[Path, Shape, Inputs]:
+    """A file of a net for a target, with its inputs: the exported one, or one made in a folder."""
+    exported = file_for(store, net, target)
+    if exported is None or exported.path is None or not (store.folder / exported.path).is_file():
+        resolution = Arch.parse(net.arch).resolution
+        return convert(store, config, net, target, folder), (1, 3, resolution, resolution), ()
+    path = store.folder / exported.path
+    (file,) = [each for each in read_bundle(path.parent).files if each.name == path.name]
+    return path, *inputs_of(file)
 
 
 def convert(store: RunStore, config: SearchConfig, net: NetRecord, target: Target, folder: Path) -> Path:
@@ -109,11 +105,8 @@ def convert(store: RunStore, config: SearchConfig, net: NetRecord, target: Targe
         path,
         precision=target.precision,
         dynamic_size=False,
-        calibration=_calibration(store, config, arch.resolution) if target.precision == "int8" else None,
+        calibration=calibration_images(stored_task(config, store), arch.resolution, CALIBRATION_IMAGES)
+        if target.precision == "int8"
+        else None,
     )
     return path
-
-
-def _calibration(store: RunStore, config: SearchConfig, resolution: int) -> Sequence[torch.Tensor]:
-    batches = stored_task(config, store).batches("calibration", resolution, CALIBRATION)
-    return list(islice((image[None] for batch, _ in batches for image in batch), CALIBRATION))

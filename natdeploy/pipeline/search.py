@@ -28,6 +28,7 @@ from natdeploy.pipeline.choice import stand_out
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.correct import FrontMeasurer
 from natdeploy.pipeline.evaluate import Evaluator, ranking_error, ranking_noise
+from natdeploy.pipeline.gradient import Rounds, gradient_lesson, make_chooser
 from natdeploy.pipeline.knowledge import read_knowledge, stored_knowledge
 from natdeploy.pipeline.plan import find_or_measure, make_plan
 from natdeploy.pipeline.predictor import Predictor, load_predictor, save_predictor
@@ -45,6 +46,7 @@ from natdeploy.store import Evaluation, NetRecord, RunStore
 from natdeploy.supernet import Subnet
 from natdeploy.tasks import Classification
 from natdeploy.training.adapt import Adapter, Lesson
+from natdeploy.training.gradient import Chooser
 from natdeploy.training.judge import calibrated_subnet, judge
 from natdeploy.training.loop import TrainSettings
 
@@ -52,6 +54,8 @@ LOG = "log.txt"
 LOADING, PROFILING, FILES, TEST = "images and weights", "profiling", "judging files of the front", "test"
 BESIDE_THE_MINUTES = (LOADING, PROFILING, FILES, TEST)
 """Parts of a run that its budget in minutes does not count."""
+CHOOSING_SECONDS = "choosing_seconds"
+"""Fact of a run: what it had spent when its nets were chosen, in seconds."""
 STATISTICS = "statistics"
 """BatchNorm statistics of the final nets; their weights are slices of the supernet's."""
 
@@ -108,7 +112,7 @@ def search(config: SearchConfig, progress: Progress | None = None, engine: Engin
     }
     with RunStore.create(config.out, config.model_dump(mode="json"), facts) as store, log_to(config.out / LOG):
         store.add_seconds({LOADING: data_s, PROFILING: profiling_s})
-        _start(config, setting, problem, made.budget, store=store, progress=progress, engine=engine)
+        _start(config, setting, problem, predictors, made.budget, store=store, progress=progress, engine=engine)
     return config.out
 
 
@@ -160,7 +164,7 @@ def _continue(folder: Path, progress: Progress, engine: Engine, expected: Search
             _warn_of_changes(predictors[name], target, progress)
         problem = make_problem(config, setting, predictors)
         budget = Budget.from_json(store.get("budget"))
-        _start(config, setting, problem, budget, store=store, progress=progress, engine=engine)
+        _start(config, setting, problem, predictors, budget, store=store, progress=progress, engine=engine)
     return folder
 
 
@@ -174,6 +178,11 @@ def _warn_of_changes(predictor: Predictor, target: Target, progress: Progress) -
             f"latencies of this run are predicted for another {target.runtime} ({'; '.join(changes)}): they may be off; install "
             f"that version again, or profile this one and start a new run"
         )
+
+
+def spent_seconds(store: RunStore) -> float:
+    """What a run has spent of its minutes."""
+    return sum(seconds for part, seconds in store.seconds().items() if part not in BESIDE_THE_MINUTES)
 
 
 def read_config(store: RunStore) -> SearchConfig:
@@ -199,6 +208,7 @@ def _start(
     config: SearchConfig,
     setting: Setting,
     problem: Problem,
+    predictors: Mapping[str, Predictor],
     budget: Budget,
     *,
     store: RunStore,
@@ -206,7 +216,12 @@ def _start(
     engine: Engine,
 ) -> None:
     adapter = Adapter(setting.supernet, config.adapt, total_steps=budget.total_steps, seed=config.seed)
-    _Search(config, setting, problem, budget, Training(adapter, budget.checkpoint_steps, engine, store, progress)).run()
+    start, stop = budget.steps(0), budget.steps(budget.nat.rounds)
+    chooser = None
+    if config.strategy == "gradient":
+        chooser = make_chooser(config, setting, problem, predictors, start=start, stop=stop, workers=engine.workers)
+    training = Training(adapter, budget.checkpoint_steps, engine, store, progress, chooser)
+    _Search(config, setting, problem, budget, training).run()
 
 
 @dataclass(frozen=True)
@@ -231,8 +246,11 @@ class _Search:
         take()  # of what this process did before
         self.training.restore()
         self.training.train("warm-up", self.budget.steps(0), self._lesson())
+        self._finish(self._evolve() if self.training.chooser is None else self._descend(self.training.chooser))
+
+    def _evolve(self) -> Archive:
         first = first_archs(self.setting, self.problem, self.budget.nat.initial, self.config.seed)
-        archive = nat_search(
+        return nat_search(
             self.problem.space,
             self._with_loss(self.problem.objectives, first, 0),
             self.problem.constraints,
@@ -245,7 +263,14 @@ class _Search:
             knowledge=stored_knowledge(self.store),
             on_round=self._tell,
         )
-        self._finish(archive)
+
+    def _descend(self, chooser: Chooser) -> Archive:
+        rounds = Rounds(self.problem, self.setting.space, chooser, self._evaluator, self.store, self.progress.note)
+        for version in range(self.budget.nat.rounds + 1):
+            self.training.train(f"choosing, round {version}", self.budget.steps(version), self._lesson())
+            archive, report = rounds.look(version)
+            self._tell(report)
+        return archive
 
     @cached_property
     def _evaluator(self) -> Evaluator:
@@ -279,6 +304,8 @@ class _Search:
         return self._with_loss(corrected or archive.objectives, front, number)
 
     def _lesson(self) -> Lesson:
+        if self.training.chooser is not None:
+            return gradient_lesson(self.setting, self.problem, self.training.chooser)
         return first_lesson(self.setting, self.problem, uniform=self.budget.nat.distribution == "uniform")
 
     def _extract(self, arch: Arch) -> Subnet:
@@ -380,7 +407,9 @@ class _Search:
 
     def _total_steps(self, last: Lesson) -> int:
         """Of the whole training; what the minutes leave for the last stretch is decided once, and stored."""
-        spent_s = sum(seconds for part, seconds in self.store.seconds().items() if part not in BESIDE_THE_MINUTES)
+        spent_s = spent_seconds(self.store)
+        if self.store.get(CHOOSING_SECONDS) is None:
+            self.store.set(CHOOSING_SECONDS, spent_s)
         budget = settled(self.budget, self.config, self.setting, last, spent_s)
         if budget != self.budget:
             self.store.set("budget", budget.to_json())

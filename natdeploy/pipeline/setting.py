@@ -85,6 +85,7 @@ class Setting:
             "classes": list(self.classes),
             "convention": asdict(self.convention),
             "seed_sha256": self.seed.sha256,
+            "seed_metadata": dict(self.seed.metadata),
             "norm_eps": self.seed.norm_eps,
         }
 

@@ -16,12 +16,15 @@ from natdeploy.store import RunStore
 from natdeploy.supernet import Subnet, Supernet, calibrate
 from natdeploy.tasks import Task
 from natdeploy.training.adapt import Adapter, Lesson
+from natdeploy.training.gradient import Chooser
 from natdeploy.training.judge import BATCH, calibrated_subnet
 from natdeploy.training.loop import DivergedError
 from natdeploy.training.plain import Finetuner
 
 CHECKPOINT, TUNED = "supernet", "tuned"
 """Names of states on disk; those of nets that were trained alone end in their id."""
+_CHOOSER = "chooser."
+"""Before the names of a chooser's tensors."""
 TUNE_RATE = 0.25
 """Of the supernet's rate, what a network learns at that is trained alone."""
 MOST_DIVERGENCES = 4
@@ -40,6 +43,7 @@ class Training:
         engine: computes.
         store: keeps the states.
         progress: is told about the work.
+        chooser: moves the logits of architectures between steps; its state is kept with the weights. None where nothing does.
     """
 
     adapter: Adapter
@@ -47,6 +51,7 @@ class Training:
     engine: Engine
     store: RunStore
     progress: Progress
+    chooser: Chooser | None = None
 
     @property
     def averaged(self) -> Supernet:
@@ -59,8 +64,12 @@ class Training:
         """Goes to the last state on disk; the first one is stored where there is none."""
         if (saved := self.store.load_checkpoint(CHECKPOINT)) is None:
             self._save()
-        else:
-            self.adapter.load_tensors(*saved)
+            return
+        tensors, facts = saved
+        own = {name.removeprefix(_CHOOSER): value for name, value in tensors.items() if name.startswith(_CHOOSER)}
+        self.adapter.load_tensors({name: value for name, value in tensors.items() if not name.startswith(_CHOOSER)}, facts)
+        if self.chooser is not None:
+            self.chooser.load_tensors(own)
 
     def train(self, stage: str, stop: int, lesson: Lesson) -> None:
         """Trains up to `stop` steps, shows and times them, and saves the state now and then and at the end.
@@ -80,21 +89,30 @@ class Training:
 
     def _stretch(self, stop: int, lesson: Lesson, advance: Callable[[int], None]) -> None:
         trainer = self.adapter.trainer
-        seen = trainer.step
+        seen = saved = trainer.step
+        pause: int | None = None
 
         def after_step() -> None:
-            nonlocal seen
+            nonlocal seen, saved
             advance(trainer.step - seen)
-            if trainer.step == stop or trainer.step // self.checkpoint_steps > seen // self.checkpoint_steps:
-                self._save()
             seen = trainer.step
+            if self.chooser is not None and pause is not None:
+                if seen < pause:  # a state between two turns of the logits is none to go on from
+                    return
+                self.chooser.after(seen)
+            if seen == stop or seen // self.checkpoint_steps > saved // self.checkpoint_steps:
+                self._save()
+            saved = seen
 
         with timed("training: other"):
-            self.engine.train(self.adapter, stop, lesson, after_step)
+            while trainer.step < stop:
+                pause = None if self.chooser is None else self.chooser.pause(trainer.step)
+                self.engine.train(self.adapter, stop if pause is None else min(stop, pause), lesson, after_step)
 
     def _save(self) -> None:
         with timed("checkpoints"):
-            self.store.save_checkpoint(CHECKPOINT, self.adapter.tensors(), self.adapter.facts())
+            own = {} if self.chooser is None else {f"{_CHOOSER}{name}": value for name, value in self.chooser.tensors().items()}
+            self.store.save_checkpoint(CHECKPOINT, self.adapter.tensors() | own, self.adapter.facts())
         self.store.add_seconds(take())
 
     def tune(self, arch: Arch, teacher: Arch, task: Task, steps: int) -> Subnet | None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from natdeploy.pipeline.budget import Budget
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.predictor import estimated, load_predictor
 from natdeploy.pipeline.problem import LATENCY, objectives_of, requirements
-from natdeploy.pipeline.search import BESIDE_THE_MINUTES
+from natdeploy.pipeline.search import spent_seconds
 from natdeploy.pipeline.setting import stored_space
 from natdeploy.pipeline.train import CHECKPOINT
 from natdeploy.report import Standing
-from natdeploy.search import non_dominated
-from natdeploy.space import Arch
+from natdeploy.search import Constraint, Objectives, non_dominated
+from natdeploy.search.objectives import Floats
+from natdeploy.space import Arch, Genotypes
 from natdeploy.store import NetRecord, RunStore, in_use
 
 
@@ -27,8 +31,52 @@ def standing_of(store: RunStore) -> Standing:
         rounds=budget.nat.rounds,
         steps_done=saved["step"],
         steps=budget.total_steps,
-        spent_s=sum(seconds for part, seconds in store.seconds().items() if part not in BESIDE_THE_MINUTES),
+        spent_s=spent_seconds(store),
         minutes=budget.minutes,
+    )
+
+
+@dataclass(frozen=True)
+class Cheap:
+    """What is known of architectures without a network.
+
+    Attributes:
+        objectives: of the search, latencies as predicted at its start; where precisions are searched, in the first of them.
+        constraints: of the search.
+        genotypes: of the architectures, (n, variables).
+        estimated: latencies come from a specification sheet.
+    """
+
+    objectives: Objectives
+    constraints: Sequence[Constraint]
+    genotypes: Genotypes
+    estimated: bool
+
+    def values(self) -> dict[str, Floats]:
+        """(n,) of every objective and of every constrained quantity but the error, latency first, then MACs and parameters."""
+        named = (LATENCY, "macs", "params", *self.objectives.names[1:], *(each.objective for each in self.constraints))
+        return {name: self.objectives.cheap[name](self.genotypes) for name in dict.fromkeys(named)}
+
+
+def cheap_values(store: RunStore, config: SearchConfig, archs: Sequence[Arch]) -> Cheap:
+    """What a run knows of architectures, at least one, whether they were judged or not.
+
+    Raises:
+        NatdeployError: the space, a device or a predictor of the run is not there any more.
+    """
+    space = replace(stored_space(config, store).restrict(widths=(archs[0].width,)), precisions=config.precisions)
+    targets, constraints = requirements(config)
+    predictors = {name: load_predictor(store.folder, name.removeprefix(LATENCY)) for name in targets}
+    classes = len(store.get("classes"))
+    latencies = {name: predictors[name].total(space.archs_only, classes) for name in targets}
+    genotypes = space.archs_only.encode_all(archs)
+    if space.precisions:
+        genotypes = space.in_precision(genotypes, space.precisions[0])
+    return Cheap(
+        objectives_of(config.objectives, space, latencies, classes, targets[LATENCY].precision),
+        constraints,
+        genotypes,
+        estimated(predictors[LATENCY]) is not None,
     )
 
 
@@ -44,39 +92,27 @@ def front_so_far(store: RunStore, config: SearchConfig) -> tuple[NetRecord, ...]
     latest = {each.arch: each for each in store.evaluations() if each.whole}
     if not latest:
         return ()
-    archs = [Arch.parse(text) for text in latest]
-    space = replace(stored_space(config, store).restrict(widths=(archs[0].width,)), precisions=config.precisions)
-    targets, constraints = requirements(config)
-    predictors = {name: load_predictor(store.folder, name.removeprefix(LATENCY)) for name in targets}
-    classes = len(store.get("classes"))
-    latencies = {name: predictors[name].total(space.archs_only, classes) for name in targets}
-    objectives = objectives_of(config.objectives, space, latencies, classes, targets[LATENCY].precision)
-    genotypes = space.archs_only.encode_all(archs)
-    if space.precisions:
-        genotypes = space.in_precision(genotypes, space.precisions[0])
-    errors = [1 - each.accuracy for each in latest.values()]
-    feasible = objectives.violation(genotypes, constraints) == 0
-    rows = feasible.nonzero()[0]
-    front = rows[non_dominated(objectives.values(genotypes[rows], [errors[row] for row in rows]))]
-    named = dict.fromkeys([LATENCY, *config.objectives[1:], *(each.objective for each in constraints), "macs", "params"])
-    known = {name: objectives.cheap[name](genotypes[front]).tolist() for name in named}
-    guessed = estimated(predictors[LATENCY]) is not None
+    archs, accuracies = [Arch.parse(text) for text in latest], np.array([each.accuracy for each in latest.values()])
+    known = cheap_values(store, config, archs)
+    rows = (known.objectives.violation(known.genotypes, known.constraints) == 0).nonzero()[0]
+    front = rows[non_dominated(known.objectives.values(known.genotypes[rows], 1 - accuracies[rows]))]
+    values = {name: each.tolist() for name, each in known.values().items()}
     return tuple(
         NetRecord(
             arch=str(archs[row]),
             id=archs[row].id,
             role="front",
-            validation_accuracy=1 - errors[row],
+            validation_accuracy=float(accuracies[row]),
             test_accuracy=None,
-            predicted_ms=known[LATENCY][place],
+            predicted_ms=values[LATENCY][row],
             measured_p50_ms=None,
             measured_p90_ms=None,
             measured_n=None,
             unstable=None,
-            params=round(known["params"][place]),
-            macs=round(known["macs"][place]),
-            estimated=guessed,
-            objectives={name: values[place] for name, values in known.items()},
+            params=round(values["params"][row]),
+            macs=round(values["macs"][row]),
+            estimated=known.estimated,
+            objectives={name: each[row] for name, each in values.items()},
         )
-        for place, row in enumerate(front)
+        for row in front
     )

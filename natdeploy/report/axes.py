@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from natdeploy.report.figures import accuracy, accuracy_kind, anchor
+from natdeploy.report.figures import AccuracyKind, accuracy, accuracy_kind, anchor
 from natdeploy.report.tables import further, latency_ms
 from natdeploy.store import FileRecord, LatencyRecord, NetRecord
 
@@ -26,9 +26,21 @@ class Axis:
     values: Mapping[str, float]
 
 
-def axes(nets: Sequence[NetRecord], files: Iterable[FileRecord], latencies: Iterable[LatencyRecord]) -> dict[str, Axis]:
-    """By name. The first two are those of the figure as it is drawn at first."""
-    kind = accuracy_kind(nets)
+def axes(
+    nets: Sequence[NetRecord],
+    files: Iterable[FileRecord],
+    latencies: Iterable[LatencyRecord],
+    kind: AccuracyKind | None = None,
+) -> dict[str, Axis]:
+    """By name. The first two are those of the figure as it is drawn at first.
+
+    Args:
+        nets: of one run.
+        files: of them.
+        latencies: of them.
+        kind: of the accuracy; by default the one that all the nets have.
+    """
+    kind = kind or accuracy_kind(nets)
     found: dict[str, tuple[str, dict[str, float]]] = {}
 
     def add(name: str, title: str, net: str, value: float | None) -> None:

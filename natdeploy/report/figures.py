@@ -6,8 +6,9 @@ light, dark and paper.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Any, Literal
 
@@ -17,6 +18,9 @@ from natdeploy.store import NetRecord
 Figure = dict[str, Any]
 AccuracyKind = Literal["test", "validation"]
 
+RUN_COLOURS = 6
+"""Custom properties `--run-0` and so on that page.css has."""
+_SYMBOLS = ("circle", "square", "triangle-up", "diamond", "pentagon", "cross", "star")
 _LINE_LENGTH = 58
 _FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "--ink"}
 _LAYOUT = {
@@ -101,77 +105,30 @@ def front_figure(nets: Sequence[NetRecord], picks: Sequence[Pick], limit_ms: flo
         limit_ms: the latency constraint, or None.
     """
     kind = accuracy_kind(nets)
-    guessed = "estimated, not measured" if any(net.estimated for net in nets) else "predicted"
-    points = [(net, latency) for net in by_latency(nets) if (latency := latency_ms(net)) is not None]
-    errors = {(net.role, net.id): 100 * (1 - accuracy(net, kind)) for net, _ in points}
-
-    steps: list[tuple[float, float]] = []
-    for net, latency in points:
-        error = errors[net.role, net.id]
-        if net.role == "front" and (not steps or error < steps[-1][1]):
-            steps.append((latency, error))
-    data: list[dict[str, Any]] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "x": [x for x, _ in steps],
-            "y": [y for _, y in steps],
-            "line": {"shape": "hv", "color": "--accent", "width": 1.5},
-            "opacity": 0.5,
-            "hoverinfo": "skip",
-            "showlegend": False,
-        }
-    ]
+    points = _points(nets, kind)
+    data = [_line([point for point in points if point.net.role == "front"], "--accent", "front")]
     for role, symbol, colour, size in (("front", "circle", "--accent", 11), ("baseline", "diamond", "--baseline", 13)):
-        for measured in (True, False):
-            shown = [(net, x) for net, x in points if net.role == role and (net.measured_p50_ms is not None) == measured]
-            if shown:
-                data.append(
-                    {
-                        "type": "scatter",
-                        "mode": "markers",
-                        "name": f"{role}, latency {'measured' if measured else guessed}",
-                        "x": [x for _, x in shown],
-                        "y": [errors[net.role, net.id] for net, _ in shown],
-                        "customdata": [anchor(net) for net, _ in shown],
-                        "hovertext": [_hover(net, picks) for net, _ in shown],
-                        "hovertemplate": "%{hovertext}<extra></extra>",
-                        "marker": {
-                            "symbol": symbol if measured else f"{symbol}-open",
-                            "size": size,
-                            "color": colour,
-                            "line": {"color": "--card" if measured else colour, "width": 1.5 if measured else 2},
-                        },
-                    }
-                )
-
-    layout: dict[str, Any] = {
-        **_LAYOUT,
-        "height": 460,
-        "margin": {"l": 60, "r": 20, "t": 10, "b": 50},
-        "xaxis": _axis("latency, ms"),
-        "yaxis": _axis(f"{kind} error, %"),
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
-        "annotations": [
-            {
-                "name": anchor(net),
-                "x": latency,
-                "y": errors[net.role, net.id],
-                "text": f"<b>{escape(', '.join(names))}</b>",
-                "ax": 30,
-                "ay": -34,
-                "standoff": 7,
-                "arrowcolor": "--muted",
-                "arrowwidth": 1,
-                "arrowhead": 0,
-                "xanchor": "left",
-                "font": {"color": "--ink"},
-            }
-            for net, latency in points
-            if net.role == "front" and (names := labels(net, picks))
-        ],
-        "shapes": [],
-    }
+        own = [point for point in points if point.net.role == role]
+        data += _marks(own, _Look(symbol, colour, size), picks, role, anchor)
+    layout = _front_layout(kind)
+    layout["annotations"] = [
+        {
+            "name": anchor(point.net),
+            "x": point.latency_ms,
+            "y": point.error_percent,
+            "text": f"<b>{escape(', '.join(names))}</b>",
+            "ax": 30,
+            "ay": -34,
+            "standoff": 7,
+            "arrowcolor": "--muted",
+            "arrowwidth": 1,
+            "arrowhead": 0,
+            "xanchor": "left",
+            "font": {"color": "--ink"},
+        }
+        for point in points
+        if point.net.role == "front" and (names := labels(point.net, picks))
+    ]
     if limit_ms is not None:
         line = {"color": "--limit", "width": 1.5, "dash": "dash"}
         layout["shapes"].append({"type": "line", "x0": limit_ms, "x1": limit_ms, "yref": "paper", "y0": 0, "y1": 1, "line": line})
@@ -189,6 +146,105 @@ def front_figure(nets: Sequence[NetRecord], picks: Sequence[Pick], limit_ms: flo
             }
         )
     return {"data": data, "layout": layout}
+
+
+def fronts_figure(fronts: Mapping[str, Sequence[NetRecord]], kind: AccuracyKind, place: Callable[[str, NetRecord], str]) -> Figure:
+    """The fronts of several runs in one figure, each in a colour and with a mark of its own.
+
+    Args:
+        fronts: by the name of the run.
+        kind: of the accuracy, of which all nets have one.
+        place: where a click on a net's mark goes.
+    """
+    data: list[dict[str, Any]] = []
+    for number, (run, nets) in enumerate(fronts.items()):
+        points, colour = _points(nets, kind), f"--run-{number % RUN_COLOURS}"
+        look = _Look(_SYMBOLS[number % len(_SYMBOLS)], colour, 11)
+        data += [_line(points, colour, run), *_marks(points, look, (), run, partial(place, run))]
+    return {"data": [{**trace, "legendgroup": trace["meta"]} for trace in data], "layout": _front_layout(kind)}
+
+
+@dataclass(frozen=True)
+class _Point:
+    net: NetRecord
+    latency_ms: float
+    error_percent: float
+
+
+@dataclass(frozen=True)
+class _Look:
+    symbol: str
+    colour: str
+    size: int
+
+
+def _points(nets: Sequence[NetRecord], kind: AccuracyKind) -> list[_Point]:
+    """Nets of which a latency is known, fastest first."""
+    known = ((net, latency_ms(net)) for net in by_latency(nets))
+    return [_Point(net, latency, 100 * (1 - accuracy(net, kind))) for net, latency in known if latency is not None]
+
+
+def _line(points: Sequence[_Point], colour: str, group: str) -> dict[str, Any]:
+    """Through what no other point beats; page.js draws it anew through the marks of the same `meta` when axes are chosen."""
+    steps: list[_Point] = []
+    for point in points:
+        if not steps or point.error_percent < steps[-1].error_percent:
+            steps.append(point)
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [point.latency_ms for point in steps],
+        "y": [point.error_percent for point in steps],
+        "line": {"shape": "hv", "color": colour, "width": 1.5},
+        "opacity": 0.5,
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "meta": group,
+    }
+
+
+def _marks(
+    points: Sequence[_Point], look: _Look, picks: Sequence[Pick], group: str, place: Callable[[NetRecord], str]
+) -> list[dict[str, Any]]:
+    """Filled marks of what was measured, hollow ones of the rest."""
+    guessed = "estimated, not measured" if any(point.net.estimated for point in points) else "predicted"
+    traces = []
+    for measured in (True, False):
+        shown = [point for point in points if (point.net.measured_p50_ms is not None) == measured]
+        if shown:
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": f"{escape(group)}, latency {'measured' if measured else guessed}",
+                    "x": [point.latency_ms for point in shown],
+                    "y": [point.error_percent for point in shown],
+                    "customdata": [place(point.net) for point in shown],
+                    "hovertext": [_hover(point.net, picks) for point in shown],
+                    "hovertemplate": "%{hovertext}<extra></extra>",
+                    "meta": group,
+                    "marker": {
+                        "symbol": look.symbol if measured else f"{look.symbol}-open",
+                        "size": look.size,
+                        "color": look.colour,
+                        "line": {"color": "--card" if measured else look.colour, "width": 1.5 if measured else 2},
+                    },
+                }
+            )
+    return traces
+
+
+def _front_layout(kind: AccuracyKind) -> dict[str, Any]:
+    return {
+        **_LAYOUT,
+        "height": 460,
+        "margin": {"l": 60, "r": 20, "t": 10, "b": 50},
+        "xaxis": _axis("latency, ms"),
+        "yaxis": _axis(f"{kind} error, %"),
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+        "annotations": [],
+        "shapes": [],
+    }
 
 
 def agreement_figure(nets: Sequence[NetRecord]) -> Figure | None:

@@ -1,6 +1,5 @@
 "use strict";
 
-const figures = JSON.parse(document.getElementById("figures").textContent);
 // plotly by itself offers to send a chart to its makers' server.
 const config = {
   displaylogo: false,
@@ -8,6 +7,11 @@ const config = {
   plotlyServerURL: "",
   modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
 };
+
+let figures = {};
+let axes = {};
+
+const chosen = (name) => document.getElementById(name)?.value;
 
 // A figure names its colours; page.css knows them for light, dark and paper.
 function coloured(value, style) {
@@ -17,40 +21,40 @@ function coloured(value, style) {
   return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, coloured(each, style)]));
 }
 
-const axes = JSON.parse(document.getElementById("axes").textContent);
-const across = document.getElementById("across");
-const up = document.getElementById("up");
-
 // The front as Python drew it, with other quantities on its axes; nets of which one of the two is not known are left out.
 function withChosenAxes(figure) {
-  if (across.value === "latency" && up.value === "error") return figure;
-  const [x, y] = [axes[across.value], axes[up.value]];
+  const [across, up] = [chosen("across"), chosen("up")];
+  if (across === "latency" && up === "error") return figure;
+  const [x, y] = [axes[across], axes[up]];
   const known = (place) => x.values[place] !== undefined && y.values[place] !== undefined;
-  const front = [];
-  const data = figure.data.slice(1).map((trace) => {
+  const marks = (trace) => {
     const kept = trace.customdata.map((place, number) => [place, trace.hovertext[number]]).filter(([place]) => known(place));
-    const points = kept.map(([place]) => [x.values[place], y.values[place]]);
-    if (trace.name.startsWith("front")) front.push(...points);
     return {
       ...trace,
-      x: points.map((point) => point[0]),
-      y: points.map((point) => point[1]),
+      x: kept.map(([place]) => x.values[place]),
+      y: kept.map(([place]) => y.values[place]),
       customdata: kept.map(([place]) => place),
       hovertext: kept.map(([, text]) => text),
     };
-  });
-  const steps = [];
-  for (const point of front.sort((a, b) => a[0] - b[0] || a[1] - b[1])) {
-    if (!steps.length || point[1] < steps[steps.length - 1][1]) steps.push(point);
-  }
-  const line = { ...figure.data[0], x: steps.map((point) => point[0]), y: steps.map((point) => point[1]) };
-  const limited = across.value === "latency";
+  };
+  const drawn = figure.data.map((trace) => (trace.customdata ? marks(trace) : trace));
+  // The line through what no other mark of its front beats.
+  const line = (trace) => {
+    const own = drawn.filter((each) => each.customdata && each.meta === trace.meta);
+    const points = own.flatMap((each) => each.x.map((value, number) => [value, each.y[number]]));
+    const steps = [];
+    for (const point of points.sort((a, b) => a[0] - b[0] || a[1] - b[1])) {
+      if (!steps.length || point[1] < steps[steps.length - 1][1]) steps.push(point);
+    }
+    return { ...trace, x: steps.map((point) => point[0]), y: steps.map((point) => point[1]) };
+  };
+  const limited = across === "latency";
   const annotations = figure.layout.annotations
     .filter((each) => (each.name === undefined ? limited : known(each.name)))
     .map((each) => (each.name === undefined ? each : { ...each, x: x.values[each.name], y: y.values[each.name] }));
   const titled = (axis, title) => ({ ...axis, title: { ...axis.title, text: title } });
   return {
-    data: [line, ...data],
+    data: drawn.map((trace) => (trace.customdata ? trace : line(trace))),
     layout: {
       ...figure.layout,
       annotations,
@@ -63,18 +67,26 @@ function withChosenAxes(figure) {
 
 function draw() {
   const style = getComputedStyle(document.documentElement);
+  // What was zoomed stays so until other axes are chosen.
+  const uirevision = `${chosen("across")} ${chosen("up")}`;
   for (const [id, figure] of Object.entries(figures)) {
     const { data, layout } = coloured(id === "front" ? withChosenAxes(figure) : figure, style);
     const place = document.getElementById(id);
-    Plotly.react(place, data, { ...layout, width: place.clientWidth }, config);
+    Plotly.react(place, data, { ...layout, uirevision, width: place.clientWidth }, config);
   }
 }
 
-// A net's row, opened. A net that was shown last is shown again although the address stays.
+// A net's row, opened; or, where the net is of another page, that page. A net that was shown last is shown again although the
+// address stays.
 function show(place) {
-  document.getElementById(place).querySelector("details").open = true;
+  const row = document.getElementById(place);
+  if (!row) {
+    location.assign(place);
+    return;
+  }
+  row.querySelector("details").open = true;
   location.hash = place;
-  document.getElementById(place).scrollIntoView({ block: "nearest" });
+  row.scrollIntoView({ block: "nearest" });
 }
 
 function paper(on) {
@@ -82,15 +94,25 @@ function paper(on) {
   draw();
 }
 
-document.documentElement.classList.add("drawn");
-draw();
-for (const id of Object.keys(figures)) {
-  document.getElementById(id).on("plotly_click", (event) => {
-    const place = event.points[0].customdata;
-    if (place) show(place);
-  });
+// Draws what the document holds; again after it was replaced.
+function start() {
+  figures = JSON.parse(document.getElementById("figures").textContent);
+  axes = JSON.parse(document.getElementById("axes").textContent);
+  draw();
+  for (const id of Object.keys(figures)) {
+    const place = document.getElementById(id);
+    place.removeAllListeners("plotly_click");
+    place.on("plotly_click", (event) => {
+      const net = event.points[0].customdata;
+      if (net) show(net);
+    });
+  }
+  for (const name of ["across", "up"]) document.getElementById(name)?.addEventListener("change", draw);
 }
-for (const select of [across, up]) select?.addEventListener("change", draw);
+
+document.documentElement.classList.add("drawn");
+start();
+document.getElementById(location.hash.slice(1))?.querySelector("details")?.setAttribute("open", "");
 addEventListener("resize", draw);
 addEventListener("beforeprint", () => paper(true));
 addEventListener("afterprint", () => paper(false));

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib import resources
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Protocol
 
 from natdeploy.files import write_atomic
-from natdeploy.report.axes import ERROR, LATENCY, Axis, axes
+from natdeploy.report.axes import Axis, axes
+from natdeploy.report.document import document, plot, section, selects
 from natdeploy.report.drawing import picture
 from natdeploy.report.figures import (
     AccuracyKind,
@@ -43,10 +42,6 @@ from natdeploy.report.tables import (
 )
 from natdeploy.space import Arch, Block
 from natdeploy.store import FileRecord, LatencyRecord, NetRecord
-
-# The browser itself then refuses whatever would leave the page; plotly draws with inline styles and saves images through blobs.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-
 
 _COLUMNS = (
     "input, px",
@@ -147,37 +142,18 @@ def write_page(path: Path, data: PageData) -> None:
     Raises:
         NatdeployError: it cannot be written; an existing page stays as it was.
     """
-    write_atomic(path, render(data).encode())
+    # names of files need not be text
+    write_atomic(path, render(data).encode(errors="replace"))
 
 
-def render(data: PageData) -> str:
-    """The page's text."""
+def render(data: PageData, *, served: bool = False) -> str:
+    """The page's text, as a file or for the server."""
     figures = _figures(data)
     choices = axes(data.nets, data.files, data.latencies) if "front" in figures else {}
-    body = element("main", _header(data), *_sections(data, figures, choices), _footer(data))
-    scripts = [_json("figures", figures)]
-    if figures:
-        from plotly.offline import get_plotlyjs
-
-        scripts.append(_json("axes", {name: asdict(axis) for name, axis in choices.items()}))
-        scripts += [element("script", Markup(get_plotlyjs())), element("script", Markup(_asset("page.js")))]
-    head = join(
-        Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Markup(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-        element("title", f"{data.title} · natdeploy"),
-        element("style", Markup(_asset("page.css"))),
-    )
-    return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{join(body, *scripts)}\n</body>\n</html>\n'
-
-
-def _json(name: str, value: object) -> Markup:
-    # Inside a script element only "</" and "<!--" could end or hide anything; no "<" is left that could begin either.
-    text = json.dumps(value, allow_nan=False).replace("<", "\\u003c")
-    return element("script", Markup(text), type="application/json", id=name)
-
-
-def _asset(name: str) -> str:
-    return resources.files("natdeploy.report").joinpath(name).read_text(encoding="utf-8")
+    parts = [_header(data), *_sections(data, figures, choices), _footer(data)]
+    if served:
+        parts.insert(0, element("nav", element("a", "all runs", href="/")))
+    return document(data.title, element("main", *parts), figures, choices, served=served, changing=not _finished(data))
 
 
 def _figures(data: PageData) -> dict[str, Figure]:
@@ -219,42 +195,21 @@ def _sections(data: PageData, figures: Mapping[str, Figure], choices: Mapping[st
     if data.picks:
         yield _picks(data)
     if "front" in figures:
-        yield _section("Front", _selects(choices), _plot("front"), _front_note(data))
+        yield section("Front", selects(choices), plot("front"), _front_note(data))
     if data.nets:
-        yield _section("Nets", _nets(data), class_="long")
+        yield section("Nets", _nets(data), class_="long")
     if data.rounds:
-        yield _section("Search", _history(data, drawn="history" in figures))
+        yield section("Search", _history(data, drawn="history" in figures))
     if "agreement" in figures:
-        yield _section("Predicted against measured", _plot("agreement"))
+        yield section("Predicted against measured", plot("agreement"))
     predictor = Markup() if data.quality is None else _quality(data, data.quality)
     yield element("div", element("div", predictor, _data(data)), element("div", _time(data)), class_="columns")
-    yield _section("To get this again", element("pre", data.command), _pairs(data.settings), class_="long")
-    yield _section("Environment", _pairs(data.environment), class_="long")
+    yield section("To get this again", element("pre", data.command), _pairs(data.settings), class_="long")
+    yield section("Environment", _pairs(data.environment), class_="long")
 
 
 def _footer(data: PageData) -> Markup:
     return element("footer", f"natdeploy {data.version}, {data.utc}")
-
-
-def _section(title: str, *children: str, class_: str = "") -> Markup:
-    return element("section", element("h2", title), *children, class_=class_)
-
-
-def _selects(choices: Mapping[str, Axis]) -> Markup:
-    """What the two axes of the front show."""
-
-    def select(name: str, label: str, chosen: str) -> Markup:
-        options = (
-            element("option", axis.title, value=key, **({"selected": ""} if key == chosen else {})) for key, axis in choices.items()
-        )
-        return element("label", label, element("select", *options, id=name))
-
-    return element("div", select("across", "across ", LATENCY), select("up", "up ", ERROR), class_="axes")
-
-
-def _plot(name: str) -> Markup:
-    undrawn = element("p", "The plot needs JavaScript; its numbers are in the table.", class_="note undrawn")
-    return join(element("div", id=name, class_="plot"), undrawn)
 
 
 def _picks(data: PageData) -> Markup:
@@ -364,7 +319,8 @@ def _net(net: NetRecord, data: PageData, extra: Sequence[str]) -> Markup:
         *(quantity(net.objectives.get(name)) for name in extra),
     )
     numbers = element("tr", element("th", net.id, *tags), *(element("td", cell, class_="number") for cell in cells))
-    links = element("span", *(element("a", Path(file.path).name, href=file.path) for file in files), class_="files")
+    paths = (file.path for file in files if file.path is not None)
+    links = element("span", *(element("a", Path(path).name, href=path) for path in paths), class_="files")
     arch = element("tr", element("td", links, net.arch, class_="arch", colspan=str(len(cells) + 1)))
     shown = element("tr", element("td", _details(net, data), class_="shape", colspan=str(len(cells) + 1)))
     return element("tbody", numbers, arch, shown, id=anchor(net))
@@ -394,9 +350,8 @@ def _file_table(files: Sequence[FileRecord]) -> Markup:
     head = ("file", "format", "precision", "size, MB", "valid., %", "test, %", "same class as torch, %", "")
     rows = []
     for file in files:
-        # versions before the size was kept wrote 0
-        size = f"{file.size_mb:.2f}" if file.size_mb else MISSING
-        name = Path(file.path).name if file.refused else element("a", Path(file.path).name, href=file.path)
+        size = MISSING if file.size_mb is None else f"{file.size_mb:.2f}"
+        name = MISSING if file.path is None else element("a", Path(file.path).name, href=file.path)
         numbers = (size, percent(file.validation_accuracy), percent(file.test_accuracy), percent(file.agreement))
         rows.append(
             element(
@@ -438,7 +393,7 @@ def _history(data: PageData, *, drawn: bool) -> Markup:
     ]
     if data.rounds[-1].failed:
         notes.append(f"{data.rounds[-1].failed} could not be evaluated and were left out.")
-    history = element("div", _plot("history") if drawn else "", element("div", table, class_="scroll"), class_="history")
+    history = element("div", plot("history") if drawn else "", element("div", table, class_="scroll"), class_="history")
     return join(history, element("p", " ".join(notes), class_="note"))
 
 
@@ -450,11 +405,11 @@ def _quality(data: PageData, quality: Quality) -> Markup:
         "rank correlation": f"Spearman {quality.spearman:.3f}, Kendall {quality.kendall:.3f}",
     }
     note = element("p", f"On {quality.n} whole nets that it has not seen, measured end to end on {data.target}.", class_="note")
-    return _section("Latency predictor", _pairs(rows), note)
+    return section("Latency predictor", _pairs(rows), note)
 
 
 def _data(data: PageData) -> Markup:
-    return _section("Data", _pairs({**data.data, **{split: f"{count} images" for split, count in data.splits.items()}}))
+    return section("Data", _pairs({**data.data, **{split: f"{count} images" for split, count in data.splits.items()}}))
 
 
 def _time(data: PageData) -> Markup:
@@ -472,7 +427,7 @@ def _time(data: PageData) -> Markup:
     rows.append(
         element("tr", element("th", "total"), element("td", _duration(total), class_="number"), element("td"), element("td"))
     )
-    return _section("Where the time went", element("table", element("tbody", *rows)))
+    return section("Where the time went", element("table", element("tbody", *rows)))
 
 
 def _pairs(values: Mapping[str, str]) -> Markup:

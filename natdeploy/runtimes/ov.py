@@ -81,7 +81,7 @@ class Session:
     unheld: int
 
 
-def _library() -> Any:
+def library() -> Any:
     """The library, whose import otherwise forks a process that reports it to its vendor, and waits for the network at exit.
 
     It does without the package that does so where that cannot be imported.
@@ -95,7 +95,7 @@ def _library() -> Any:
 
 def version() -> str:
     """Version of the installed library. Raises ImportError where there is none."""
-    return str(_library().__version__).split("-", 1)[0]  # the build follows
+    return str(library().__version__).split("-", 1)[0]  # the build follows
 
 
 def details(precision: str, delegate: str) -> dict[str, str]:
@@ -131,7 +131,7 @@ def convert(
     """
     import torch
 
-    openvino = _library()
+    openvino = library()
     with warnings.catch_warnings(), torch.no_grad():
         # Deprecated, and what the converter itself would call; it would trace twice more to check what parity tests check.
         warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
@@ -236,7 +236,7 @@ def read_inputs(path: Path) -> list[tuple[str, tuple[int | None, ...] | None, st
         ValueError: it is no such file, or its weights are not beside it.
     """
     try:
-        model = _library().Core().read_model(str(path))
+        model = library().Core().read_model(str(path))
     except RuntimeError as error:
         raise ValueError(f"OpenVINO cannot read it: {str(error).strip().splitlines()[-1]}") from error
     found: list[tuple[str, tuple[int | None, ...] | None, str]] = []
@@ -263,7 +263,7 @@ def load(path: str | Path, shape: Sequence[int] | None, threads: int, precision:
     Raises:
         RuntimeError: the device is not there, or it gives fewer threads or another precision than asked for; or the library's own.
     """
-    openvino = _library()
+    openvino = library()
     native = _compiled(path, shape, threads, precision, delegate=delegate, hints={"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1})
     request = native.create_infer_request()
     session = Session(native, request, openvino.Tensor, [None for _ in native.inputs], [None for _ in native.outputs], 0)
@@ -278,7 +278,7 @@ def queue(path: str | Path, shape: Sequence[int] | None, threads: int, precision
 
     Raises as `load` does.
     """
-    openvino = _library()
+    openvino = library()
     native = _compiled(path, shape, threads, precision, delegate=delegate, hints={"PERFORMANCE_HINT": "THROUGHPUT"})
     found = openvino.AsyncInferQueue(native)
     streams = native.get_property("NUM_STREAMS")
@@ -295,7 +295,7 @@ def _compiled(
     hints: dict[str, Any],
 ) -> Any:
     """The compiled model."""
-    core = _library().Core()
+    core = library().Core()
     device = delegate.upper()
     if device not in {name.split(".")[0] for name in core.available_devices}:
         raise RuntimeError(f"OpenVINO finds no {device} here; it finds {', '.join(core.available_devices)}")

@@ -236,7 +236,6 @@ class _Graph:
 
     def pack(self, dynamic_size: bool) -> bytes:
         """The graph as a .tflite file."""
-        import flatbuffers
         import numpy as np
         from ai_edge_litert import schema_py_generated as schema
 
@@ -260,7 +259,7 @@ class _Graph:
                 integers = tensor.data.dtype == np.int32
                 packed.type = schema.TensorType.INT32 if integers else schema.TensorType.FLOAT32
                 packed.buffer = len(model.buffers)
-                model.buffers.append(_Bytes(tensor.data.tobytes()))
+                model.buffers.append(Bytes(tensor.data.tobytes()))
             graph.tensors.append(packed)
         for maker, made in operators:
             operator = schema.OperatorT()
@@ -285,13 +284,33 @@ class _Graph:
         signature.outputs[0].name, signature.outputs[0].tensorIndex = "output", graph.outputs[0]
         model.signatureDefs = [signature]
 
-        builder = flatbuffers.Builder(2 * sum(len(each.data) for each in model.buffers[1:]) + 4096)
-        builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-        return bytes(builder.Output())
+        return pack(model)
+
+
+def unpack(content: bytes) -> Any:
+    """A .tflite file as objects of its schema, to be changed and packed again."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(content)
+    for i, buffer in enumerate(model.buffers):
+        if buffer.offset > 1:  # behind the tables, where ai-edge-quantizer puts them
+            model.buffers[i] = Bytes(content[buffer.offset : buffer.offset + buffer.size])
+        elif buffer.data is not None and len(buffer.data):
+            model.buffers[i] = Bytes(bytes(buffer.data))
+    return model
+
+
+def pack(model: Any) -> bytes:
+    """A .tflite file of objects of its schema."""
+    import flatbuffers
+
+    builder = flatbuffers.Builder(2 * sum(len(each.data) for each in model.buffers if each.data is not None) + 4096)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
 
 
 @dataclass(frozen=True)
-class _Bytes:
+class Bytes:
     """A buffer of the file that starts at a multiple of 16 bytes, as the schema demands and its Python code forgets."""
 
     data: bytes

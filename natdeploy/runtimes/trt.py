@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 NAME = "tensorrt"
 SUFFIX = ".onnx"
 REQUIREMENT = "tensorrt"
-PRECISIONS = ("fp32", "fp16", "int8")
-DELEGATES = ("gpu",)
+PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "int8")
+DELEGATES: tuple[str, ...] = ("gpu",)
 TIMING_CACHE = "tensorrt.timing"
 """File of measured kernels, beside the models: later builds of the same layers are faster and choose the same kernels."""
 QUANTIZED = ("Conv", "Gemm")

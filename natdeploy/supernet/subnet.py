@@ -185,14 +185,14 @@ class Subnet(nn.Module):
         self.classifier = next(modules) if head is None else head
 
     def forward(self, x: Tensor) -> Tensor:
-        size, features = x.shape[-2:], list[Tensor]()
+        images, features = x, list[Tensor]()
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
             if self.dense:  # what nobody will read should not be held
                 features.append(x)
         if self.head is None:
-            return upsample(self.classifier(features), size)
+            return upsample(self.classifier(features), images.shape[-2:])
         x = self.head(x)
         if self.mix is not None:
             x = self.mix(x)

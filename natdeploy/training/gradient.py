@@ -202,6 +202,13 @@ class Chooser:
         mixture = self.mixture()
         return {name: float(mixture.expected(self.space, cost.fixed, cost.added)) for name, cost in self._costs.items()}
 
+    def asks(self) -> str:
+        """What is asked of costs, in words and in their units."""
+        bounds = [f"{name} of {cost.bound:.4g} at most" for name, cost in self._costs.items() if cost.bound is not None]
+        if self.settings.penalty:
+            bounds.append(f"{self.settings.penalty:g} * log_{self.settings.base:g} of {self.settings.cost}")
+        return " and ".join(bounds)
+
     # ---- what comes of it
 
     def likeliest(self) -> Arch:

@@ -16,9 +16,16 @@ from natdeploy.cli.main import app
 from natdeploy.cli.search import search
 from natdeploy.errors import InfeasibleError
 from natdeploy.pipeline import SearchConfig
+from natdeploy.pipeline.finished import Adaptation
 
 REPORT = SimpleNamespace(
-    nets=(), picks=(), page=Path("report.html"), seconds={"training": 3.0, "images": 1.0}, summary={"nets": []}
+    nets=(),
+    picks=(),
+    page=Path("report.html"),
+    standing="",
+    seconds={"training": 3.0, "images": 1.0},
+    adaptation=Adaptation(architecture_s=2.4, parameters_s=1.2),
+    summary={"nets": []},
 )
 
 
@@ -46,6 +53,7 @@ def test_what_is_not_said_is_the_pipelines_default(asked: list[SearchConfig]) ->
     assert result.exit_code == 0, result.output
     assert asked == [SearchConfig(data=Path("photos/flowers"), out=Path("runs/flowers"))]
     assert "report.html" in result.stdout
+    assert "adaptation: architecture 2 s, parameters 1 s" in result.stdout
     assert "time: 4 s; training 75.0 %, images 25.0 %" in result.stdout
     assert result.stderr == "planned\n"
 

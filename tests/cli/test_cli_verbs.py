@@ -81,6 +81,7 @@ class Report:
     standing: str = ""
     picks: tuple[Choice, ...] = (Choice(0, NET.id, "knee", "Going faster costs more."),)
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 1.0})
+    adaptation: None = None
     summary: dict[str, Any] = field(default_factory=lambda: {"nets": [NET.id]})
 
 
@@ -165,18 +166,35 @@ def test_a_shape_that_is_none_and_a_model_that_does_not_run_are_said(calls: list
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["export", "runs/x"], ("export", Path("runs/x"), {"arch": "knee", "formats": ("onnx",)})),
-        (["export", "runs/x", "--arch", "front"], ("export", Path("runs/x"), {"arch": "front", "formats": ("onnx",)})),
-        (["export", "r", "--format", "a", "--format", "b"], ("export", Path("r"), {"arch": "knee", "formats": ("a", "b")})),
+        (["export", "runs/x"], {}),
+        (["export", "runs/x", "--arch", "front"], {"arch": "front"}),
+        (["export", "runs/x", "--format", "a", "--format", "b,c"], {"formats": ("a", "b", "c")}),
+        (["export", "runs/x", "--precision", "fp16, int8"], {"precisions": ("fp16", "int8")}),
+        (["export", "runs/x", "--max-drop", "0.5", "--input", "image"], {"max_drop": 0.5, "input": "image"}),
     ],
 )
-def test_export_ends_with_files(calls: list[Any], arguments: list[str], expected: tuple[Any, ...]) -> None:
+def test_export_ends_with_files(calls: list[Any], arguments: list[str], expected: dict[str, Any]) -> None:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    assert calls == [expected]
-    assert f"{FILE.path}\n  logits within 1e-06 of torch's, 95.0 % of test images right" in result.stdout
+    usual = {"arch": "knee", "formats": ("onnx",), "precisions": (), "max_drop": 1.0, "input": "nchw"}
+    assert calls == [("export", Path("runs/x"), usual | expected)]
+    assert f"{FILE.path}\n" in result.stdout
+    assert "test 95.0 %, as torch 100.0 %" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
     (shown,) = json.loads(run(*arguments, "--json").stdout)
     assert (shown["path"], shown["test_accuracy"], shown["refused"]) == (FILE.path, 0.95, None)
+
+
+@pytest.mark.parametrize(("refused", "options", "code"), [(1, (), 0), (1, ("--strict",), 4), (2, (), 4), (0, ("--strict",), 0)])
+def test_refused_files_end_with_4_when_strict_or_when_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, refused: int, options: tuple[str, ...], code: int
+) -> None:
+    bad = replace(FILE, precision="int8", path=None, refused="it loses 2.5 points")
+    monkeypatch.setattr(pipeline, "export", lambda *_, **__: [bad] * refused + [FILE] * (2 - refused))
+    result = run("export", "runs/x", *options)
+    assert result.exit_code == code
+    assert result.stdout.count("refused: it loses 2.5 points") == refused
+    assert (f"{refused} of 2 files are refused" in result.stderr) == (code == 4)
 
 
 def test_an_unstable_measurement_ends_with_6_when_strict(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from natdeploy import pipeline
 from natdeploy.hardware.device import host_facts, parse_target
 from natdeploy.latency.plan import make_plan
 from natdeploy.latency.table import BlockRow, Provenance, Role, SubnetRow, Table, Timing, write_table
@@ -76,6 +77,24 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tables")
     _write_table(folder, get_space("demo"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, digits: Path, seed_file: Path, tables: Path) -> SearchConfig:
+    """One search, run to its end, for all tests of a file that only look at it."""
+    template = SearchConfig(
+        data=digits,
+        out=tmp_path_factory.mktemp("finished") / "run",
+        space="demo",
+        seed_weights=seed_file,
+        constraints=("latency<=1ms",),
+        flip=False,
+        tables=tables,
+        nat={"initial": 10, "rounds": 2, "infill": 3, "parents": 5, "population": 12, "generations": 4, "measure_every": 0},
+        adapt={"train": {"batch_size": 16}},
+    )
+    pipeline.search(template)
+    return template
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from natdeploy.pipeline import SearchConfig
-from natdeploy.pipeline.presets import PRESETS, merged
+from natdeploy.pipeline.presets import GRADIENT, PRESETS, merged
 from natdeploy.search import NatSettings
 from natdeploy.tasks import NAMED
 
@@ -68,6 +68,26 @@ def test_a_strategy_and_what_rounds_propose_are_one_setting(preset: str) -> None
     stored = by_strategy.model_dump(mode="json")
     assert SearchConfig.model_validate(stored) == by_strategy
     assert SearchConfig.model_validate({name: value for name, value in stored.items() if name != "strategy"}) == by_strategy
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_every_preset_by_gradient_is_valid_and_draws_all_that_weights_learn(name: str) -> None:
+    config = SearchConfig(**PLACES, preset=name, strategy="gradient")
+    assert SearchConfig.model_validate_json(config.model_dump_json()) == config
+    assert (config.adapt.scheme, config.adapt.sampled_share, config.nat.propose) == ("single", 1.0, "evolution")
+
+
+def test_paper_by_gradient_is_what_was_published_for_segmentation() -> None:
+    config = SearchConfig(**PLACES, preset="paper", strategy="gradient")
+    searched = config.schedule.epochs * (1 - config.schedule.final)
+    assert (searched, config.schedule.epochs * config.schedule.warmup) == (80, 30)
+    assert (config.gradient.penalty, config.gradient.base, config.gradient.cost) == (9e-3, 45, "macs")
+    assert (config.gradient.learning_rate, config.gradient.weight_decay) == (1e-3, 4e-5)
+
+
+def test_a_search_by_gradient_knows_no_precisions() -> None:
+    with pytest.raises(ValidationError, match="chooses among architectures alone; leave out --precision"):
+        SearchConfig(**PLACES, strategy="gradient", precisions=("fp32", "int8"))
 
 
 def test_a_strategy_that_contradicts_the_rounds_is_refused() -> None:

@@ -50,24 +50,6 @@ def outcome(folder: Path) -> dict[str, object]:
         }
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, digits: Path, seed_file: Path, tables: Path) -> SearchConfig:
-    """One search, run to its end, for all tests that only look at it."""
-    template = SearchConfig(
-        data=digits,
-        out=tmp_path_factory.mktemp("finished") / "run",
-        space="demo",
-        seed_weights=seed_file,
-        constraints=("latency<=1ms",),
-        flip=False,
-        tables=tables,
-        nat={"initial": 10, "rounds": 2, "infill": 3, "parents": 5, "population": 12, "generations": 4, "measure_every": 0},
-        adapt={"train": {"batch_size": 16}},
-    )
-    pipeline.search(template)
-    return template
-
-
 def test_front_keeps_the_constraint_and_no_faster_net_is_better_beyond_noise(finished: SearchConfig) -> None:
     nets = pipeline.nets(finished.out)
     front = [net for net in nets if net.role == "front"]
@@ -119,6 +101,7 @@ def test_export_benchmark_report(finished: SearchConfig, tmp_path: Path) -> None
     (knee,) = pipeline.export(folder)
     (again,) = pipeline.export(folder, knee.id[:6])
     assert again == knee
+    assert knee.path is not None
     model = folder / knee.path
     (net,) = [net for net in pipeline.nets(folder) if (net.role, net.id) == ("front", knee.id)]
     properties = {each.key: each.value for each in onnx.load(model).metadata_props}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from written_run import ESTIMATE, write_run
 from natdeploy import pipeline
 from natdeploy.errors import UsageError
 from natdeploy.pipeline.predictor import save_predictor
+from natdeploy.pipeline.report import column
 from natdeploy.search.archive import non_dominated
 from natdeploy.store import RunStore
 
@@ -80,3 +83,51 @@ def test_where_precisions_are_searched_nets_count_in_the_first_of_them(tmp_path:
     assert {net.precision for net in nets} == {None}
     alone = pipeline.report(write_run(tmp_path / "alone", rounds=0, finished=False)).nets
     assert [(net.id, net.predicted_ms) for net in nets] == [(net.id, net.predicted_ms) for net in alone]
+
+
+# ---- the archive as CSV
+
+
+def test_the_archive_has_a_row_for_every_net_and_a_column_for_every_objective(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", objectives=("error", "latency", "size", "macs"))
+    measured = pipeline.nets(run)[0]
+    with RunStore.open(run) as store:
+        store.put_net(replace(measured, measured_p50_ms=0.5))
+        evaluated = [each.arch for each in store.evaluations(2)]
+        nets = {net.arch: net for net in store.nets() if net.role == "front"}
+    assert pipeline.write_archive(run, tmp_path / "archive.csv") == len(evaluated)
+    with (tmp_path / "archive.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[6:] == ["macs", "params", "predicted_latency_ms", "size_mb", "measured_p50_ms", "on_front"]
+    assert {row["arch"] for row in rows} == set(evaluated)
+    assert {row["arch"] for row in rows if row["on_front"] == "1"} == set(nets)
+    assert 0 < len(nets) < len(rows)
+    for row in rows:
+        assert float(row["size_mb"]) == pytest.approx(4 * int(row["params"]) / 1e6)
+        assert float(row["predicted_latency_ms"]) > 0, "also of nets off the front"
+        assert (row["step"], row["validation_images"]) == ("2", "200")
+        if (net := nets.get(row["arch"])) is not None:
+            assert float(row["predicted_latency_ms"]) == pytest.approx(net.predicted_ms)
+            assert (int(row["macs"]), int(row["params"])) == (net.macs, net.params)
+    assert [row["arch"] for row in rows if row["measured_p50_ms"] == "0.5"] == [measured.arch]
+    assert {row["measured_p50_ms"] for row in rows} == {"", "0.5"}
+    assert {row["round"] for row in rows} == {"0", "1", "2"}
+
+
+def test_the_archive_of_an_unfinished_run_is_what_it_is_so_far(half: Path, tmp_path: Path) -> None:
+    with RunStore.open(half):
+        assert pipeline.write_archive(half, tmp_path / "archive.csv") == 13
+    with (tmp_path / "archive.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["id"] for row in rows if row["on_front"] == "1"} == {net.id for net in pipeline.report(half).nets}
+
+
+def test_an_archive_that_is_empty_or_has_no_place_is_said(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", rounds=-1, finished=False)
+    with pytest.raises(UsageError, match="has not evaluated any architecture yet"):
+        pipeline.write_archive(run, tmp_path / "archive.csv")
+    assert not (tmp_path / "archive.csv").exists()
+
+
+def test_further_objectives_are_columns_with_their_unit() -> None:
+    assert [column(name) for name in ("size", "latency@pixel4/tflite")] == ["size_mb", "predicted_latency_ms@pixel4/tflite"]

@@ -312,7 +312,7 @@ def test_a_run_of_an_earlier_version_is_read(run: RunStore, version: int) -> Non
             (file,) = old.files()
     assert (net.arch, net.test_accuracy, net.final_accuracy, net.predicted_ms) == ("r16", 0.6, 0.6, 1.5)
     assert (net.estimated, net.tuned_accuracy, net.objectives, net.precision) == (version == 2, None, {}, None)
-    assert file == FileRecord("front", "abc", "onnx", "fp32", "a.onnx", 0.0, None, 0.75, None, None)
+    assert file == FileRecord("front", "abc", "onnx", "fp32", "a.onnx", None, None, 0.75, None, None)
     with RunStore.open(run.folder) as old:
         old.put_net(replace(net, tuned_accuracy=0.8, objectives={"latency@phone": 2.5}))
         old.record(Evaluation(0, "r16", 3, 4, 0.6, 0.1, whole=False))

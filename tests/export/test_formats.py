@@ -1,0 +1,301 @@
+"""Every format, precision and input: files compute what torch computes, and say what they are."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+
+from natdeploy.errors import MissingRuntimeError, UsageError
+from natdeploy.export import (
+    FORMATS,
+    INPUT_KINDS,
+    PRECISIONS,
+    Description,
+    InputKind,
+    Parity,
+    as_input,
+    check_precision,
+    compare,
+    get_format,
+    input_facts,
+    run_images,
+    sha256,
+    write,
+)
+from natdeploy.export.tflite import read_texts
+from natdeploy.runtimes import ort, ov, tflite, tflite_writer
+from natdeploy.space import get_space
+from natdeploy.supernet import Padding, Subnet, Supernet
+from natdeploy.supernet.remap import remap
+from natdeploy.supernet.weights import read_seed
+
+Make = Callable[..., Subnet]
+Describe = Callable[[Subnet], Description]
+Pictures = Callable[[Subnet, int], tuple[torch.Tensor, torch.Tensor]]
+
+EVERY = pytest.mark.parametrize("name", FORMATS)
+
+
+@pytest.fixture
+def export(needs: Callable[[str], None], describe: Describe, pictures: Pictures, tmp_path: Path) -> Callable[..., Path]:
+    """What writes a subnet as a file."""
+
+    def make(subnet: Subnet, name: str, precision: str = "fp32", kind: InputKind = "nchw") -> Path:
+        needs(name)
+        path = tmp_path / FORMATS[name].file_name(precision)
+        _, images = pictures(subnet, 16)
+        calibration = [image[None] for image in images]
+        write(subnet, path, FORMATS[name], precision, kind=kind, description=describe(subnet), calibration=calibration)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def compared(describe: Describe, pictures: Pictures) -> Callable[..., Parity]:
+    """What compares a file with a subnet, in the runtime that checks it."""
+
+    def compute(subnet: Subnet, path: Path, name: str, precision: str = "fp32", kind: InputKind = "nchw") -> Parity:
+        runtime, wanted = FORMATS[name].checked_by(), input_facts("input", kind, subnet.arch.resolution)
+        session = runtime.load(path, wanted.shape, 1, precision, runtime.DELEGATES[0])
+        _, images = pictures(subnet, 10)
+        batches = [(each, torch.zeros(len(each))) for each in images.split(4)]
+        found = run_images(
+            lambda inputs: runtime.run(session, inputs),
+            batches,
+            lambda image: as_input(image, wanted, describe(subnet).preprocessing),
+        )
+        with torch.inference_mode():
+            expected = subnet(images)
+        return compare(torch.cat([logits for logits, _ in found]), expected)
+
+    return compute
+
+
+@EVERY
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+def test_fp32_computes_what_torch_computes(
+    make_subnet: Make, export: Callable[..., Path], compared: Callable[..., Parity], name: str, padding: Padding
+) -> None:
+    for seed in range(2):
+        subnet = make_subnet(seed, padding)
+        found = compared(subnet, export(subnet, name), name)
+        assert found.max_rel < 1e-5
+        assert (found.top1_agreement, found.n) == (1.0, 10)
+
+
+@EVERY
+@pytest.mark.parametrize(("precision", "limit"), [("fp16", 2e-2), ("int8", 0.5)])
+def test_other_precisions_are_other_numbers_and_nearly_the_same_net(
+    make_subnet: Make, export: Callable[..., Path], compared: Callable[..., Parity], *, name: str, precision: str, limit: float
+) -> None:
+    subnet = make_subnet(0, "same")
+    path = export(subnet, name, precision)
+    assert path.name == f"model.{precision}{FORMATS[name].suffix}"
+    found = compared(subnet, path, name, precision)
+    assert 1e-5 < found.max_rel < limit
+    whole = export(subnet, name)
+    small, large = (sum(each.stat().st_size for each in (at, *FORMATS[name].runtime.companions(at))) for at in (path, whole))
+    # Q/DQ nodes of TensorRT stand at weights that stay in fp32.
+    assert small < large or (name, precision) == ("tensorrt", "int8") or name == "openvino", "an IR of so small a net is mostly XML"
+
+
+@EVERY
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", INPUT_KINDS[1:])
+def test_every_input_gives_what_the_plain_one_gives(
+    make_subnet: Make, export: Callable[..., Path], compared: Callable[..., Parity], *, name: str, precision: str, kind: InputKind
+) -> None:
+    subnet = make_subnet(1, "same")
+    plain = compared(subnet, export(subnet, name, precision), name, precision)
+    taken = compared(subnet, export(subnet, name, precision, kind), name, precision, kind)
+    assert taken.max_abs == pytest.approx(plain.max_abs, rel=0.05, abs=1e-4 if precision == "fp32" else 1e-3)
+    assert taken.top1_agreement == plain.top1_agreement
+
+
+@EVERY
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_file_says_what_it_is_and_nothing_of_the_machine(
+    make_subnet: Make, export: Callable[..., Path], describe: Describe, name: str, precision: str
+) -> None:
+    subnet = make_subnet(1)
+    path = export(subnet, name, precision)
+    if path.suffix == tflite.SUFFIX:
+        texts = read_texts(path)
+    elif path.suffix == ov.SUFFIX:
+        model = ov.library().Core().read_model(str(path))
+        texts = {
+            key: model.get_rt_info(["natdeploy", key]).astype(str) for key in describe(subnet).properties() | {"precision": ""}
+        }
+    else:
+        texts = {each.key: each.value for each in onnx.load(path).metadata_props}
+    assert texts == describe(subnet).properties() | {"precision": precision}
+    assert json.loads(texts["labels"])[0] == "colt’s foot"
+    for each in (path, *FORMATS[name].runtime.companions(path)):
+        data = each.read_bytes()
+        assert not any(trace in data for trace in (b"site-packages", str(Path.home()).encode(), b"/tmp/"))
+
+
+@EVERY
+def test_writing_is_repeatable_and_leaves_the_subnet_alone(make_subnet: Make, export: Callable[..., Path], name: str) -> None:
+    subnet = make_subnet(2).to(memory_format=torch.channels_last)
+    subnet.train()
+    before = {key: value.clone() for key, value in subnet.state_dict().items()}
+    # OpenVINO's converter numbers what it names through the whole process; its weights are alike.
+    first, second = (
+        sha256((*FORMATS[name].runtime.companions(path), path)[0]) for path in (export(subnet, name) for _ in range(2))
+    )
+    assert first == second
+    assert subnet.training
+    assert all(torch.equal(value, before[key]) for key, value in subnet.state_dict().items())
+
+
+def test_a_subnet_is_written_as_tflite_operator_by_operator(make_subnet: Make) -> None:
+    """Through litert-torch it would take a hundred times as long."""
+    for space in ("demo", "mbv3_large"):
+        subnet = make_subnet(0, space=get_space(space).restrict(resolutions=get_space(space).resolutions[:1]))
+        size = subnet.arch.resolution
+        assert tflite_writer.write(subnet, torch.zeros(1, 3, size, size), False)
+
+
+@pytest.mark.parametrize("space", ["ofa_mbv3", "mbv3_large", "proxyless"])
+def test_activations_and_squeezes_of_every_space(
+    make_subnet: Make, export: Callable[..., Path], compared: Callable[..., Parity], space: str
+) -> None:
+    subnet = make_subnet(0, space=get_space(space).restrict(resolutions=(64,)), norm_eps=1e-3)
+    path = export(subnet, "onnx")
+    assert compared(subnet, path, "onnx").max_rel < 1e-5
+    kinds = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert "BatchNormalization" not in kinds
+    blocks = subnet.space.blocks(subnet.arch, subnet.classes)
+    # ONNX Runtime writes x * hardsigmoid(x) out, as its processors compute it. A layer that expands has two activations.
+    hswish = sum(1 + block.expands for block in blocks if block.activation == "hswish")
+    squeezes = sum(block.squeeze > 0 for block in blocks)
+    assert kinds["HardSigmoid"] == kinds["Mul"] == hswish + squeezes
+    assert kinds["GlobalAveragePool"] == 1 + squeezes
+    standard = {"Conv", "Clip", "Relu", "HardSigmoid", "Mul", "Add", "GlobalAveragePool", "Flatten", "MatMul", "Gemm"}
+    assert kinds.keys() <= standard
+
+
+def test_epsilon_is_folded_in(make_subnet: Make, export: Callable[..., Path], compared: Callable[..., Parity]) -> None:
+    """Where variances are small, another epsilon is another network."""
+    subnet = make_subnet(0, norm_eps=1e-3)
+    norms = [module for module in subnet.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        assert norm.running_var is not None
+        norm.running_var.mul_(0.01)
+        nn.init.constant_(norm.weight, 0.1)  # else every layer would magnify tenfold
+    path = export(subnet, "onnx")
+    assert compared(subnet, path, "onnx").max_rel < 1e-5
+    for norm in norms:
+        norm.eps = 1e-5
+    assert compared(subnet, path, "onnx").max_rel > 1e-3
+
+
+def test_real_weights_on_real_photos(shared: Path, export: Callable[..., Path]) -> None:
+    space = get_space("mbv2")
+    seed = read_seed(shared / "weights" / "mobilenet_v2_imagenet.safetensors", space)
+    supernet = Supernet(space, seed.classes, padding="same", generator=torch.Generator().manual_seed(0))
+    remap(seed, supernet)
+    subnet = supernet.extract(replace(seed.arch, resolution=96)).eval()
+    path = export(subnet, "onnx")
+    photos = [sorted(folder.glob("*.jpg"))[0] for folder in sorted((shared / "data" / "flowers12" / "test").iterdir())]
+    squares = [np.asarray(ImageOps.fit(Image.open(photo).convert("RGB"), (96, 96)), np.float32) for photo in photos]
+    images = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2) / 127.5 - 1
+    session = ort.load(path, (1, 3, 96, 96), 1, "fp32", "cpu")
+    logits = [ort.run(session, [image[None].numpy()])[0] for image in images]
+    with torch.inference_mode():
+        found = compare(torch.from_numpy(np.concatenate(logits)), subnet(images))
+    assert found.n == 12
+    assert found.max_rel < 1e-4
+    assert found.top1_agreement == 1.0
+
+
+def test_graph_is_folded_and_standard(make_subnet: Make, export: Callable[..., Path]) -> None:
+    space = get_space("demo")
+    for padding in ("symmetric", "same"):
+        subnet = make_subnet(0, padding)
+        model = onnx.load(export(subnet, "onnx"))
+        convolutions = sum(isinstance(module, nn.Conv2d) for module in subnet.modules())
+        activations = sum(isinstance(module, nn.ReLU6) for module in subnet.modules())
+        kinds = Counter(node.op_type for node in model.graph.node)
+        residuals = sum(block.residual for block in space.blocks(subnet.arch, subnet.classes))
+        expected = {"Conv": convolutions, "Clip": activations, "Add": residuals, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}
+        assert kinds == Counter(expected)
+        assert [each.domain for each in model.opset_import] == [""]
+
+
+def test_asymmetric_padding_is_in_the_convolution(make_subnet: Make, export: Callable[..., Path]) -> None:
+    model = onnx.load(export(make_subnet(0, "same"), "onnx"))
+    strided = [
+        {attribute.name: list(attribute.ints) for attribute in node.attribute}
+        for node in model.graph.node
+        if node.op_type == "Conv" and any(each.name == "strides" and list(each.ints) == [2, 2] for each in node.attribute)
+    ]
+    assert len(strided) == sum(stage.stride == 2 for stage in get_space("demo").stages)
+    for each in strided:
+        smaller = (each["kernel_shape"][0] - 2) // 2
+        assert each["pads"] == [smaller, smaller, smaller + 1, smaller + 1]
+
+
+@pytest.mark.parametrize("kind", INPUT_KINDS)
+def test_onnx_tells_its_input(make_subnet: Make, export: Callable[..., Path], kind: InputKind) -> None:
+    subnet = make_subnet(1)
+    size = subnet.arch.resolution
+    session = onnxruntime.InferenceSession(export(subnet, "onnx", kind=kind), providers=["CPUExecutionProvider"])
+    shape = [1, 3, size, size] if kind == "nchw" else [1, size, size, 3]
+    number = "uint8" if kind == "image" else "float"
+    assert [(each.name, each.shape, each.type) for each in session.get_inputs()] == [("input", shape, f"tensor({number})")]
+    assert [(each.name, each.shape) for each in session.get_outputs()] == [("output", [1, 7])]
+
+
+def test_bytes_of_an_image_are_found_again(make_subnet: Make, describe: Describe, pictures: Pictures) -> None:
+    subnet = make_subnet(1)
+    pixels, images = pictures(subnet, 3)
+    wanted = input_facts("input", "image", subnet.arch.resolution)
+    for image, expected in zip(images, pixels, strict=True):
+        np.testing.assert_array_equal(as_input(image, wanted, describe(subnet).preprocessing)[0], expected.permute(1, 2, 0))
+
+
+def test_what_is_no_number_is_infinitely_far() -> None:
+    expected = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    broken = expected.clone()
+    broken[1, 0] = torch.nan
+    found = compare(broken, expected)
+    assert (found.max_abs, found.max_rel) == (float("inf"), float("inf"))
+    assert compare(expected, expected) == Parity(0.0, 0.0, 1.0, 2)
+    with pytest.raises(ValueError, match="images"):
+        compare(expected[:0], expected[:0])
+
+
+def test_unknown_formats_and_precisions_are_told_what_there_is() -> None:
+    with pytest.raises(UsageError, match=r"there is no format 'coreml'; choose onnx, "):
+        get_format("coreml")
+    with pytest.raises(UsageError, match=r"there is no precision 'int4' of files; choose fp32, fp16, int8"):
+        check_precision("int4")
+
+
+def test_what_is_not_installed_is_told_with_what_installs_it(
+    make_subnet: Make, export: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise ImportError("No module named 'openvino'")
+
+    monkeypatch.setattr(ov, "library", missing)
+    with pytest.raises(UsageError, match=r"openvino \(after pip install 'natdeploy\[openvino\]'\)"):
+        get_format("coreml")
+    with pytest.raises(
+        MissingRuntimeError, match=r"openvino in fp32 cannot be written here .* pip install 'natdeploy\[openvino\]'"
+    ):
+        export(make_subnet(0), "openvino")
