@@ -152,6 +152,19 @@ def test_benchmark_ends_with_times(calls: list[Any], arguments: list[str], expec
     assert "samples_ms" not in model["latency"]["processes"][0], "raw times are for --out"
 
 
+def test_what_is_known_beside_the_times_is_said(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = {"name": "a/b.onnx", "other": "b.onnx", "ratio": 0.8, "low": 0.7, "high": 0.9, "real": True, "verdict": "20 % less"}
+    comparison = {"other": "old.json", "differences": ["cpu is x here and y there"], "pairs": [pair]}
+    agreement = {"target": "host", "n": 4, "within_5": 0.5, "within_10": 1.0, "mape": 0.043, "spearman": 0.99}
+    more = {"comparison": comparison, "agreements": [agreement], "remarks": ["int8 is slower than fp32 here: x"]}
+    found = pipeline.BenchmarkResult.model_validate(timings().model_dump() | more)
+    monkeypatch.setattr(pipeline, "benchmark", lambda *_, **__: found)
+    said = run("benchmark", "runs/x").stdout
+    assert "of 4 nets on host: 50% within 5 %, 100% within 10 %, mean error 4.3%, Spearman 0.990" in said
+    assert "int8 is slower than fp32 here: x" in said
+    assert "against old.json:\n  a/b.onnx: 20 % less\n  not the same: cpu is x here and y there" in said
+
+
 def test_a_shape_that_is_none_and_a_model_that_does_not_run_are_said(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     refused = run("benchmark", "x.onnx", "--shape", "1,3,224,224")
     assert refused.exit_code == 2
