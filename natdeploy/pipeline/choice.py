@@ -30,6 +30,8 @@ def choose_net(nets: Sequence[NetRecord], config: SearchConfig, which: str) -> C
     labels = {name: label(name, estimated=name == LATENCY and any(net.estimated for net in front)) for name in names}
     # Beside a net's test accuracy, "error" alone would be taken for that of the test images.
     labels[ERROR] = "validation error"
+    if any(net.objectives.get(LATENCY, net.predicted_ms) != net.predicted_ms for net in front):
+        labels[LATENCY] = f"corrected {labels.get(LATENCY, LATENCY)}"
     return choose(values, names, [net.id for net in front], which, labels)
 
 

@@ -12,7 +12,7 @@ from natdeploy.errors import InfeasibleError, UsageError
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.predictor import Predictor
 from natdeploy.pipeline.problem import LATENCY, Problem
-from natdeploy.pipeline.setting import Setting
+from natdeploy.pipeline.setting import Setting, make_supernet
 from natdeploy.search import Archive, RoundReport, Scores, show, smallest_feasible
 from natdeploy.search.objectives import CheapObjective
 from natdeploy.space import Arch, BlockSum, Genotypes, SearchSpace
@@ -27,6 +27,8 @@ SAMPLES = 256
 BLOCK = 20
 """Steps of weights between two turns of the logits where weights are trained elsewhere: each turn moves all weights."""
 
+RESTARTED = "restarted"
+"""Fact of a run: the chosen network begins with the seed's weights again."""
 CHOSEN = "chosen"
 """Fact of a run: the architecture after each round."""
 
@@ -70,6 +72,15 @@ def make_chooser(
         autocast=config.adapt.train.autocast,
         block=config.gradient.every * (1 if workers == 1 else BLOCK),
     )
+
+
+def remapped_anew(setting: Setting, config: SearchConfig) -> dict[str, torch.Tensor]:
+    """The supernet's weights as they were before any training, without the classifier."""
+    generator = torch.Generator().manual_seed(config.seed)
+    supernet, _ = make_supernet(
+        setting.seed, setting.space, len(setting.classes), setting.convention.padding, generator, rules=config.remap
+    )
+    return {name: value for name, value in supernet.state_dict().items() if not name.startswith("classifier.")}
 
 
 def gradient_lesson(setting: Setting, problem: Problem, chooser: Chooser) -> Lesson:

@@ -96,6 +96,7 @@ GRADIENT: Mapping[str, Mapping[str, Any]] = {
             "penalty": 9e-3,
             "base": 45.0,
             "factor": 10.0,
+            "weights": "seed",
         },
     },
     "thorough": {

@@ -25,6 +25,7 @@ from natdeploy.pipeline.search import read_config
 from natdeploy.pipeline.setting import stored_space
 from natdeploy.pipeline.underway import cheap_values, front_so_far, standing_of
 from natdeploy.report import PageData, Pick, Round, Standing, file_json, net_json, sentence, write_page
+from natdeploy.report.tables import MISSING
 from natdeploy.space import Arch, Block
 from natdeploy.store import NetRecord, RunStore
 
@@ -112,14 +113,28 @@ def page_data(store: RunStore) -> PageData:
         seconds=store.seconds(),
         data={"folder": str(config.data), "classes": ", ".join(store.get("classes")), "fingerprint": store.get("fingerprint")},
         splits={name: len(paths) for name, paths in store.get("splits").items()},
-        settings={**store.get("plan"), **{name: str(value) for name, value in config if name not in ("nat", "adapt")}},
-        environment={name: str(value) for name, value in store.get("environment").items()},
+        settings={name: _told(value) for name, value in config.model_dump(mode="json").items() if name not in ("nat", "adapt")},
+        plan={name: _told(value) for name, value in store.get("plan").items()},
+        environment={name: _told(value) for name, value in store.get("environment").items()},
         latencies=store.latencies(),
         standing=standing,
         command_name=shlex.quote(str(store.folder)),
         unknown=unknown,
         **vars(_drawn(store, config, nets)),
     )
+
+
+def _told(value: Any) -> str:
+    """A JSON value for people."""
+    if value is None or value in ([], {}):
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(_told, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_told(each)}" for name, each in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _nets(store: RunStore, config: SearchConfig, standing: Standing) -> tuple[tuple[NetRecord, ...], str | None]:

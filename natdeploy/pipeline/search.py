@@ -28,7 +28,7 @@ from natdeploy.pipeline.choice import stand_out
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.correct import FrontMeasurer
 from natdeploy.pipeline.evaluate import Evaluator, ranking_error, ranking_noise
-from natdeploy.pipeline.gradient import Rounds, gradient_lesson, make_chooser
+from natdeploy.pipeline.gradient import RESTARTED, Rounds, gradient_lesson, make_chooser, remapped_anew
 from natdeploy.pipeline.knowledge import read_knowledge, stored_knowledge
 from natdeploy.pipeline.plan import find_or_measure, make_plan
 from natdeploy.pipeline.predictor import Predictor, load_predictor, save_predictor
@@ -270,6 +270,9 @@ class _Search:
             self.training.train(f"choosing, round {version}", self.budget.steps(version), self._lesson())
             archive, report = rounds.look(version)
             self._tell(report)
+        if self.config.gradient.weights == "seed" and not self.store.get(RESTARTED):
+            self.training.restart(remapped_anew(self.setting, self.config))
+            self.store.set(RESTARTED, True)
         return archive
 
     @cached_property

@@ -169,6 +169,7 @@ def _compared(run: Path) -> Compared:
     assert data.standing is not None
     return Compared(
         name=run.name,
+        command_name=data.command_name,
         address=_address(run),
         target=data.target,
         data=data.data["fingerprint"],

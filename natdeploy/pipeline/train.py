@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from natdeploy.distributed.engine import Engine
 from natdeploy.errors import NatdeployError
@@ -70,6 +71,16 @@ class Training:
         self.adapter.load_tensors({name: value for name, value in tensors.items() if not name.startswith(_CHOOSER)}, facts)
         if self.chooser is not None:
             self.chooser.load_tensors(own)
+
+    def restart(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes weights, by their names in the supernet, in the place of what was learned, without momentum, and saves that."""
+        kept = {}
+        for key, value in self.adapter.tensors().items():
+            part, _, name = key.partition(".")
+            if part in ("model", "average"):
+                kept[key] = weights.get(name, value)
+        self.adapter.load_tensors(kept, self.adapter.facts())
+        self._save()
 
     def train(self, stage: str, stop: int, lesson: Lesson) -> None:
         """Trains up to `stop` steps, shows and times them, and saves the state now and then and at the end.

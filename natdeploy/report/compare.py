@@ -20,6 +20,7 @@ class Compared:
 
     Attributes:
         name: of its folder.
+        command_name: how the command line calls it.
         address: of its page.
         target: of the search.
         data: fingerprint of the images.
@@ -32,6 +33,7 @@ class Compared:
     """
 
     name: str
+    command_name: str
     address: str
     target: str
     data: str
@@ -90,7 +92,7 @@ def compare(runs: Sequence[Compared], volumes: Volumes | None) -> str:
     drawn = any(latency_ms(net) is not None for run in runs for net in run.front)
     figures = {"front": fronts_figure({run.name: run.front for run in runs}, kind, place)} if drawn else {}
     choices = _axes(runs, kind) if drawn else {}
-    notes = [*differences(runs), *(f"{run.name}: {told}" for run in runs if (told := sentence(run.standing, run.name)))]
+    notes = [*differences(runs), *(f"{run.name}: {told}" for run in runs if (told := sentence(run.standing, run.command_name)))]
     heading = element("header", element("h1", " · ".join(places)), *(element("p", note, class_="estimate") for note in notes))
     parts = [element("nav", element("a", "all runs", href="/")), heading]
     if drawn:

@@ -161,7 +161,13 @@ def fronts_figure(fronts: Mapping[str, Sequence[NetRecord]], kind: AccuracyKind,
         points, colour = _points(nets, kind), f"--run-{number % RUN_COLOURS}"
         look = _Look(_SYMBOLS[number % len(_SYMBOLS)], colour, 11)
         data += [_line(points, colour, run), *_marks(points, look, (), run, partial(place, run))]
-    return {"data": [{**trace, "legendgroup": trace["meta"]} for trace in data], "layout": _front_layout(kind)}
+    named: set[str] = set()
+    for trace in data:
+        trace["legendgroup"] = run = trace["meta"]
+        if "name" in trace:
+            trace |= {"name": escape(run), "showlegend": run not in named}
+            named.add(run)
+    return {"data": data, "layout": _front_layout(kind)}
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,7 @@ class PageData:
         data: what the images are: folder, classes, fingerprint.
         splits: images by split.
         settings: resolved configuration.
+        plan: what the search made of them before it began.
         environment: what the numbers were obtained with: processor, governor, versions.
         latencies: of the nets, on any target.
         blocks: of each net, by the text of its architecture.
@@ -127,6 +128,7 @@ class PageData:
     splits: Mapping[str, int]
     settings: Mapping[str, str]
     environment: Mapping[str, str]
+    plan: Mapping[str, str] = field(default_factory=dict)
     latencies: Sequence[LatencyRecord] = ()
     blocks: Mapping[str, Sequence[Block]] = field(default_factory=dict)
     block_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -205,6 +207,8 @@ def _sections(data: PageData, figures: Mapping[str, Figure], choices: Mapping[st
     predictor = Markup() if data.quality is None else _quality(data, data.quality)
     yield element("div", element("div", predictor, _data(data)), element("div", _time(data)), class_="columns")
     yield section("To get this again", element("pre", data.command), _pairs(data.settings), class_="long")
+    if data.plan:
+        yield section("Plan", _pairs(data.plan), class_="long")
     yield section("Environment", _pairs(data.environment), class_="long")
 
 
@@ -231,13 +235,17 @@ def _picks(data: PageData) -> Markup:
                 "div",
                 element("h2", pick.rule, element("a", net.id, href=f"#{anchor(net)}")),
                 element("div", *figures, class_="figures"),
-                element("p", f"validation accuracy {percent(net.validation_accuracy)} %", class_="note") if kind == "test" else "",
+                element("p", _validated(net), class_="note") if kind == "test" else "",
                 element("p", gain, class_="gain") if gain else "",
                 element("p", pick.reason, class_="note"),
                 class_="pick",
             )
         )
     return element("div", *cards, class_="picks")
+
+
+def _validated(net: NetRecord) -> str:
+    return f"validation accuracy {percent(net.validation_accuracy)} % in the search, before the front was trained on"
 
 
 def _gain(net: NetRecord, baseline: NetRecord, kind: AccuracyKind) -> str:
@@ -264,6 +272,8 @@ def _front_note(data: PageData) -> Markup:
     if any(net.measured_p50_ms is None for net in data.nets):
         sentences.append(f"Hollow marks: latency {'estimated' if data.estimate else 'predicted'}, not yet measured.")
     sentences.append("The line joins the nets of the front that no other one beats in both; a click on a mark opens its row.")
+    if _finished(data) and any("latency" in net.objectives and net.objectives["latency"] != net.predicted_ms for net in front):
+        sentences.append("Corrected latency is what the search went by once it had measured its front.")
     errors = [abs(net.predicted_ms / net.measured_p50_ms - 1) for net in front if net.predicted_ms and net.measured_p50_ms]
     if errors:
         what = "Estimated" if data.estimate else "Predicted"
@@ -427,7 +437,7 @@ def _time(data: PageData) -> Markup:
     rows.append(
         element("tr", element("th", "total"), element("td", _duration(total), class_="number"), element("td"), element("td"))
     )
-    return section("Where the time went", element("table", element("tbody", *rows)))
+    return section("Where the time went", element("table", element("tbody", *rows), class_="times"))
 
 
 def _pairs(values: Mapping[str, str]) -> Markup:

@@ -57,6 +57,8 @@ class GradientSettings(BaseModel):
         resolution: of all images, px; that of the baseline by default.
         memory: `full` keeps a step's mixture in memory; `recompute` computes layers anew instead; `two_path` mixes two drawn codes
             of every slot alone (ProxylessNAS, arXiv 1812.00332).
+        weights: that the chosen network begins its training alone with: the `supernet`'s, or those of the `seed` remapped anew, as
+            published; the classifier, which the seed lacks, stays as it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +79,7 @@ class GradientSettings(BaseModel):
     price_slope: float = Field(default=2.0, ge=0)
     resolution: int | None = Field(default=None, ge=1)
     memory: Literal["full", "recompute", "two_path"] = "full"
+    weights: Literal["supernet", "seed"] = "supernet"
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,13 +227,14 @@ class Chooser:
     def scores(self, genotypes: Genotypes) -> npt.NDArray[np.float64]:
         """How likely the depths and choices of architectures (n, arch_variables) are, (n,): the logarithm of the probability of
         their depths, and of each choice relative to the likeliest of its slot."""
-        ends, holds = self.draws.ends, self.draws.holds
-        codes = genotypes[:, FIRST_SLOT : FIRST_SLOT + len(ends)]
-        with np.errstate(divide="ignore"):
-            relative = np.log(holds / holds.max(axis=1, keepdims=True))
-            stays, stops = np.log1p(-ends), np.log(ends)
+        logits = (self.logits / self.temperature(self.step)).masked_fill(~self._allowed, -torch.inf)
+        likely = logits.log_softmax(dim=1).cpu()  # of logarithms none is rounded to certainty
+        choices = likely[:, 1:]
+        stops, stays = likely[:, 0].numpy(), choices.logsumexp(dim=1).numpy()
+        relative = (choices - choices.max(dim=1, keepdim=True).values).numpy()
+        codes = genotypes[:, FIRST_SLOT : FIRST_SLOT + len(stops)]
         filled = codes > 0
-        total = np.where(filled, relative[np.arange(len(ends)), np.maximum(codes - 1, 0)] + stays, 0.0)
+        total = np.where(filled, relative[np.arange(len(stops)), np.maximum(codes - 1, 0)] + stays, 0.0)
         for _, columns in stages_of(self.space):
             first = np.zeros_like(filled[:, columns])
             first[:, 1:] = filled[:, columns][:, :-1] & ~filled[:, columns][:, 1:]

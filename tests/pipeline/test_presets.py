@@ -82,7 +82,7 @@ def test_paper_by_gradient_is_what_was_published_for_segmentation() -> None:
     searched = config.schedule.epochs * (1 - config.schedule.final)
     assert (searched, config.schedule.epochs * config.schedule.warmup) == (80, 30)
     assert (config.gradient.penalty, config.gradient.base, config.gradient.cost) == (9e-3, 45, "macs")
-    assert (config.gradient.learning_rate, config.gradient.weight_decay) == (1e-3, 4e-5)
+    assert (config.gradient.learning_rate, config.gradient.weight_decay, config.gradient.weights) == (1e-3, 4e-5, "seed")
 
 
 def test_a_search_by_gradient_knows_no_precisions() -> None:

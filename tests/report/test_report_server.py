@@ -264,7 +264,7 @@ def test_numbers_of_other_targets_and_images_are_not_put_into_one_box(tmp_path: 
     run = write_run(tmp_path / "run")
     with RunStore.snapshot(run) as store:
         front = [net for net in store.nets() if net.role == "front"]
-    one = Compared("one", "/runs/one/", "host", "0", (), Standing("finished", 2, 2, 1, 1, 1.0, 1.0), front, (), (), ())
+    one = Compared("one", "one", "/runs/one/", "host", "0", (), Standing("finished", 2, 2, 1, 1, 1.0, 1.0), front, (), (), ())
     same = volumes([one, replace(one, name="two")])
     assert same is not None
     assert same.shares[0] == same.shares[1]

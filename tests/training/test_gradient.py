@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import product
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from natdeploy.space import BlockSum, Genotypes, Layer, SearchSpace, get_space
 from natdeploy.space.blocks import Block
 from natdeploy.space.space import FIRST_SLOT, squeeze_channels
-from natdeploy.supernet import Mixture, Supernet, codes_of, mixed
+from natdeploy.supernet import HeadSpec, Mixture, Supernet, codes_of, mixed
 from natdeploy.supernet.layers import ElasticMBConv
 from natdeploy.training.gradient import Chooser, Cost, GradientSettings
 
@@ -95,13 +96,17 @@ def test_scores_rank_the_likeliest_first_and_follow_the_probabilities() -> None:
     genotypes = every_genotype()
     scores, mixture = searching.scores(genotypes), searching.mixture()
     expected = np.log(probabilities(mixture, genotypes))
+    cold = chooser(temperature=0.01, final_temperature=0.01)
+    cold.load_tensors(cold.tensors() | {"logits": some_logits()})
+    assert np.isfinite(cold.scores(genotypes)).all(), "what is nearly impossible can be told from what is impossible"
     for slot in range(len(SPACE.slots)):  # the likeliest choice of a slot counts as certain
         expected -= np.where(genotypes[:, FIRST_SLOT + slot] > 0, np.log(mixture.holds[slot].max().item()), 0.0)
     np.testing.assert_allclose(scores, expected, atol=1e-9)
 
 
-def test_a_mixture_of_one_architecture_is_that_architecture() -> None:
-    supernet = Supernet(SPACE, 2).double()
+@pytest.mark.parametrize("head", [None, HeadSpec("lraspp", channels=8)])
+def test_a_mixture_of_one_architecture_is_that_architecture(head: HeadSpec | None) -> None:
+    supernet = Supernet(SPACE, 2, head=head).double()
     images = torch.randn(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for genotype in SPACE.sample(4, np.random.default_rng(0)):
         allowed = torch.zeros_like(codes_of(SPACE))
@@ -209,6 +214,18 @@ def test_a_search_that_was_broken_off_goes_on_to_the_same_bits(memory: str) -> N
     for name, value in whole.tensors().items():
         assert torch.equal(value, later.tensors()[name]), name
     assert not torch.equal(whole.logits, chooser(**settings).logits)
+
+
+def test_turns_of_the_logits_are_named_and_what_is_drawn_travels() -> None:
+    settings = GradientSettings(batch_size=4, cost="macs")
+    searching = Chooser(Supernet(SPACE, 2), TASK, 16, {"macs": cost()}, settings, start=5, stop=24, seed=3, block=10)
+    assert [searching.pause(step) for step in (0, 5, 14, 15, 23, 24)] == [15, 15, 15, 24, 24, None]
+    searching.after(15)
+    assert (searching.step, searching.moves) == (15, 10), "it catches up with the weights"
+    sent = pickle.dumps(searching.draws)
+    assert len(sent) < 10_000
+    rng = [np.random.default_rng(1) for _ in range(2)]
+    assert pickle.loads(sent)(3, rng[0]) == searching.draws(3, rng[1])  # noqa: S301 (made a line above)
 
 
 def test_two_paths_move_two_codes_of_a_slot_alone() -> None:
