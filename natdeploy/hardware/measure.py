@@ -204,11 +204,11 @@ def _measure(
     if missing:
         runtime = get_runtime(target.runtime)
         with connect(target.device) as transport:
-            names = _push_models(transport, runtime, [reference, *missing])
+            names = push_models(transport, runtime, [reference, *missing])
             bench: Bench = (
                 ToolBench(transport, target, settings, seed=seed, reference=reference, names=names)
                 if timed_by_tool(target.device)
-                else RunnerBench(transport, runtime, target, settings, seed=seed, reference=reference, names=names)
+                else RunnerBench(transport, target, settings, seed=seed, reference=reference, names=names)
             )
             begun = list(book.environment.get("conditions", ()))
             steps = sum(bench.steps(sum(each.id not in found for each in missing)) for found in rounds.values())
@@ -253,7 +253,7 @@ def _raise_unless(keep_going: bool, failures: Mapping[str, str], target: Target)
         raise DeviceError(f"{name} does not run on {target}: {why}")
 
 
-def _push_models(transport: Transport, runtime: Runtime, candidates: Sequence[Candidate]) -> dict[Path, str]:
+def push_models(transport: Transport, runtime: Runtime, candidates: Sequence[Candidate]) -> dict[Path, str]:
     """Pushes every file once, whatever number of candidates share it; its name on the device by its path here."""
     names: dict[Path, str] = {}
     for candidate in candidates:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,6 +31,11 @@ class Runtime(Protocol):
     PRECISIONS: tuple[str, ...]
     DELEGATES: tuple[str, ...]
     __file__: str | None
+
+    @property
+    def queue(self) -> Callable[..., tuple[Any, str]] | None:
+        """Where the library has a queue of its own for several requests at once, what makes it, with the arguments of `load`, and
+        says what it is."""
 
     def version(self) -> str:
         """Version of the installed library. Raises ImportError where there is none."""

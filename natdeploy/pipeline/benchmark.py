@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from natdeploy._version import __version__
 from natdeploy.errors import DeviceError, UsageError
 from natdeploy.export import METADATA, record_latency
-from natdeploy.hardware.bench import NETS, MeasureSettings
+from natdeploy.files import write_atomic
+from natdeploy.hardware.bench import NETS, Candidate, MeasureSettings
 from natdeploy.hardware.device import Target
+from natdeploy.hardware.footprint import Footprint, measure_footprints
 from natdeploy.hardware.measure import MeasureResult, measure
 from natdeploy.hardware.runtimes import get_runtime, installed_version
+from natdeploy.hardware.throughput import STREAMS, measure_throughput
 from natdeploy.logs import log_to
 from natdeploy.pipeline.book import SavedBook
+from natdeploy.pipeline.compare_times import agreement, compare, require_shared, slower_int8
 from natdeploy.pipeline.config import target_of
 from natdeploy.pipeline.export import bundle_name, latency_of
 from natdeploy.pipeline.finished import latency_limit_ms
 from natdeploy.pipeline.model_files import Subject, bundle, foreign
 from natdeploy.pipeline.run_files import run_subjects
 from natdeploy.pipeline.search import LOG, read_config
-from natdeploy.pipeline.timings import BenchmarkResult, Mode, Section, model_times
+from natdeploy.pipeline.timings import (
+    BenchmarkResult,
+    Mode,
+    ModelTimes,
+    Section,
+    facts,
+    model_rates,
+    model_times,
+    read_result,
+    with_footprint,
+)
 from natdeploy.progress import Progress, Silent
 from natdeploy.store import LatencyRecord, RunStore
 
@@ -33,12 +50,13 @@ def benchmark(
     paths: Path | str | Sequence[Path | str],
     target: str | None = None,
     progress: Progress | None = None,
-    settings: MeasureSettings = NETS,
+    settings: MeasureSettings | None = None,
     out: Path | None = None,
     *,
     mode: Mode = "latency",
     arch: str | None = None,
     shape: Sequence[int] | None = None,
+    compare_with: Path | None = None,
     fresh: bool = False,
 ) -> BenchmarkResult:
     """Measures model files on a target, those of one runtime together, in turns.
@@ -48,11 +66,12 @@ def benchmark(
             TFLite or OpenVINO file.
         target: where; a run's own by default, else this machine, in the runtime that a file's suffix tells.
         progress: is told about every model.
-        settings: how long each model is measured.
+        settings: how long each model is measured; by default as `NETS` or, of throughput, `STREAMS` says.
         out: JSON file for the whole result: target, environment, flags, and every raw time.
         mode: latency of one request at a time, or throughput of as many as the target runs best at once.
         arch: nets of a run, as for `export`.
         shape: of the input, for files that leave its sizes open.
+        compare_with: an earlier result, from `out`; every model that both have is compared.
         fresh: measure again what the run holds already from the same file on the same target.
 
     Raises:
@@ -75,15 +94,41 @@ def benchmark(
             open_things=open_things,
             progress=progress,
         )
-        sections = [_section(group, store, settings, progress, fresh=fresh) for group in _grouped(subjects)]
-    result = BenchmarkResult(
-        tool=f"natdeploy {__version__}", mode=mode, begun_utc=begun, ended_utc=_utc(), sections=tuple(sections)
-    )
+        other = None if compare_with is None else read_result(compare_with)
+        if other is not None and compare_with is not None:
+            require_shared([facts(each) for each in subjects], other, mode, compare_with)
+        if mode == "latency":
+            keeper = _keeper(store, out)
+            groups = _grouped(subjects)
+            sections = [_latencies(group, store, settings or NETS, keeper, progress, fresh=fresh) for group in groups]
+        else:
+            sections = [_rates(group, store, settings or STREAMS, progress) for group in _grouped(subjects)]
+        models = [model for section in sections for model in section.models]
+        known = store.latencies() if store is not None and mode == "latency" else ()
+        result = BenchmarkResult(
+            tool=f"natdeploy {__version__}",
+            mode=mode,
+            begun_utc=begun,
+            ended_utc=_utc(),
+            sections=tuple(sections),
+            agreements=tuple(found for section in sections if (found := agreement(section)) is not None),
+            remarks=tuple(_remarks(models, known)) if mode == "latency" else (),
+        )
+        if other is not None and compare_with is not None and models:
+            result = result.model_copy(update={"comparison": compare(result, other, compare_with)})
     if out is not None:
         result.write(out)
-    if not any(True for _ in result.models):
+        _part(out).unlink(missing_ok=True)
+    if not models:
         raise DeviceError("; ".join(f"{name} does not run on its target: {why}" for name, why in result.failures.items()))
     return result
+
+
+def _remarks(models: Sequence[ModelTimes], known: Sequence[LatencyRecord]) -> Iterator[str]:
+    if (slower := slower_int8(models, known)) is not None:
+        yield slower
+    if unreadable := dict.fromkeys(each for model in models for each in model.unreadable):
+        yield f"energy is not known in full, for these counters cannot be read: {', '.join(unreadable)}"
 
 
 def _utc() -> str:
@@ -130,56 +175,142 @@ def _grouped(subjects: Sequence[Subject]) -> list[list[Subject]]:
     return list(groups.values())
 
 
-def _section(
-    subjects: Sequence[Subject], store: RunStore | None, settings: MeasureSettings, progress: Progress, *, fresh: bool
+class Keeper(NamedTuple):
+    """Where what was measured is kept by name until all of it is; there may be no such place."""
+
+    load: Callable[[str], Any]
+    save: Callable[[str, Any], None]
+
+
+def _keeper(store: RunStore | None, out: Path | None) -> Keeper:
+    """The run, else a file beside the result's."""
+    if store is not None:
+        return Keeper(store.get, store.set)
+    if out is None:
+        return Keeper(lambda name: None, lambda name, value: None)
+    part = _part(out)
+
+    def everything() -> dict[str, Any]:
+        try:
+            held: dict[str, Any] = json.loads(part.read_text())
+        except (OSError, ValueError):  # none yet; it holds nothing but what can be measured again
+            return {}
+        return held
+
+    return Keeper(
+        lambda name: everything().get(name),
+        lambda name, value: write_atomic(part, json.dumps({**everything(), name: value}, allow_nan=False).encode()),
+    )
+
+
+def _part(out: Path) -> Path:
+    return out.with_name(f"{out.name}.part")
+
+
+def _first(subjects: Sequence[Subject]) -> Subject:
+    """That beside which all are timed: the seed network, or the first file."""
+    return next((each for each in subjects if each.net is not None and each.net.role == "baseline"), subjects[0])
+
+
+def _latencies(
+    subjects: Sequence[Subject],
+    store: RunStore | None,
+    settings: MeasureSettings,
+    keeper: Keeper,
+    progress: Progress,
+    *,
+    fresh: bool,
 ) -> Section:
-    """Measures models of one target together, and records what belongs to the run."""
-    first = next((each for each in subjects if each.net is not None and each.net.role == "baseline"), subjects[0])
-    chosen = first.target
-    seed = 0 if store is None else read_config(store).seed
-    book = _book(subjects, first, store, settings, seed, fresh=fresh)
+    """Times models of one target together, and records what belongs to the run."""
+    first = _first(subjects)
+    chosen, seed = first.target, 0 if store is None else read_config(store).seed
+    name = f"times on {chosen}"
+    book = SavedBook(
+        partial(keeper.load, name),
+        partial(keeper.save, name),
+        {"settings": asdict(settings), "seed": seed, "reference": first.digest},
+        {each.name: each.digest for each in subjects},
+    )
+    if fresh:
+        book.forget()
     _check_version(book, chosen, progress)
+    candidates = [each.candidate for each in subjects]
     try:
-        result = measure(
-            [each.candidate for each in subjects],
-            first.candidate,
-            chosen,
-            settings,
-            seed=seed,
-            progress=progress,
-            keep_going=True,
-            book=book,
-        )
+        result = measure(candidates, first.candidate, chosen, settings, seed=seed, progress=progress, keep_going=True, book=book)
+        measured = {each.id: each for each in result.measurements}
+        if store is not None:
+            _record(store, subjects, result, chosen, progress)
+        footprints = _footprints([each for each in candidates if each.id in measured], book, chosen, settings, progress)
     except DeviceError as error:
-        if book.environment:
+        if book.environment and (store is not None or keeper.load(name) is not None):
             raise type(error)(f"{error}; what was measured is kept, and the same command goes on from there") from error
         raise
-    measured = {each.id: each for each in result.measurements}
+    models = [model_times(each, measured[each.name], result.environment) for each in subjects if each.name in measured]
+    models = [with_footprint(each, footprints[each.name]) if each.name in footprints else each for each in models]
     if store is not None:
-        _record(store, subjects, result, chosen, progress)
+        _record_footprints(store, models)
     return Section(
         target=str(chosen),
         environment=dict(result.environment),
         reference=first.name,
         reference_ms=result.reference_ms if measured else None,
-        models=tuple(model_times(each, measured[each.name], result.environment) for each in subjects if each.name in measured),
+        models=tuple(models),
         failures=dict(result.failures),
     )
 
 
-def _book(
-    subjects: Sequence[Subject], reference: Subject, store: RunStore | None, settings: MeasureSettings, seed: int, *, fresh: bool
-) -> SavedBook:
-    """What the run knows already of these files on this target."""
-    name = f"times on {reference.target}"
-    key = {"settings": asdict(settings), "seed": seed, "reference": reference.digest}
-    digests = {each.name: each.digest for each in subjects}
-    if store is None:
-        return SavedBook(lambda: None, lambda value: None, key, digests)
-    book = SavedBook(lambda: store.get(name), lambda value: store.set(name, value), key, digests)
-    if fresh:
-        book.forget()
-    return book
+def _footprints(
+    candidates: Sequence[Candidate], book: SavedBook, target: Target, settings: MeasureSettings, progress: Progress
+) -> dict[str, Footprint]:
+    """What models take beside time, of those that are not known already measured now."""
+    found = {
+        name: Footprint(value["memory"], value["energy"], tuple(value["unreadable"]))
+        for name, value in book.notes("footprint").items()
+    }
+
+    def keep(name: str, footprint: Footprint) -> None:
+        found[name] = footprint
+        book.note("footprint", name, asdict(footprint))
+
+    missing = [each for each in candidates if each.id not in found]
+    if missing:
+        seconds = settings.processes * settings.min_s
+        why = measure_footprints(missing, target, seconds=seconds, seed=0, progress=progress, keep=keep)
+        for reason in dict.fromkeys(why.values()):
+            names = ", ".join(name for name, each in why.items() if each == reason)
+            progress.note(f"memory and energy of {names} are not known: {reason}")
+    return found
+
+
+def _record_footprints(store: RunStore, models: Sequence[ModelTimes]) -> None:
+    """Adds to the run's latencies what else was measured."""
+    found = {(each.role, each.id, each.target): each for each in models}
+    for record in store.latencies():
+        model = found.get((record.role, record.id, record.target))
+        if model is not None:
+            memory = None if model.memory is None else model.memory.model_mb
+            energy = None if model.energy is None else model.energy.net_mj
+            store.put_latency(replace(record, peak_memory_mb=memory, energy_mj=energy))
+
+
+def _rates(subjects: Sequence[Subject], store: RunStore | None, settings: MeasureSettings, progress: Progress) -> Section:
+    """Images a second of models of one target; a run keeps them too."""
+    first = _first(subjects)
+    seed = 0 if store is None else read_config(store).seed
+    candidates = [each.candidate for each in subjects]
+    result = measure_throughput(candidates, first.candidate, first.target, settings, seed=seed, progress=progress)
+    measured = {each.id: each for each in result.measurements}
+    section = Section(
+        target=str(first.target),
+        environment=dict(result.environment),
+        reference=first.name,
+        reference_ms=None,
+        models=tuple(model_rates(each, measured[each.name], result.environment) for each in subjects if each.name in measured),
+        failures=dict(result.failures),
+    )
+    if store is not None:
+        store.set(f"throughput on {first.target}", section.model_dump(mode="json"))
+    return section
 
 
 def _check_version(book: SavedBook, target: Target, progress: Progress) -> None:

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from natdeploy.errors import UsageError
 from natdeploy.files import write_atomic
+from natdeploy.hardware.footprint import Footprint
 from natdeploy.hardware.measure import RUNS_NEEDED, Measurement, percentile
+from natdeploy.hardware.throughput import Throughput as ThroughputFound
 from natdeploy.pipeline.model_files import Subject
 
 DISTURBED = 0.05
@@ -66,6 +68,63 @@ class Latency(_Facts):
         return self.mean_ms if self.p50_ms is None else self.p50_ms
 
 
+class Rate(_Facts):
+    """Of one fresh process: images a second, and requests that ended in each window."""
+
+    images_per_s: float
+    counts: tuple[int, ...]
+
+
+class Throughput(_Facts):
+    """Of as many requests at once as the target runs best.
+
+    Attributes:
+        images_per_s: median of the processes' rates.
+        n: requests counted.
+        how: they were kept going.
+        window_s: length of a window.
+        processes: raw counts.
+    """
+
+    images_per_s: float
+    n: int
+    how: str
+    window_s: float
+    processes: tuple[Rate, ...]
+
+
+class Memory(_Facts):
+    """Resident memory in a process of its own, 10^6 bytes.
+
+    Attributes:
+        model_mb: by how much the peak rose when the model was loaded and run.
+        peak_mb: of the whole process.
+        before_mb: of Python and the library, without the model.
+    """
+
+    model_mb: float
+    peak_mb: float
+    before_mb: float
+
+
+class Energy(_Facts):
+    """Of a run, in a process of its own.
+
+    Attributes:
+        net_mj: less that of the idle device for as long.
+        gross_mj: as counted.
+        idle_w: of the idle device, right before.
+        runs: over which it was counted.
+        counters: that were read.
+    """
+
+    net_mj: float
+    gross_mj: float
+    idle_w: float
+    runs: int
+    counters: tuple[str, ...]
+
+
 class Flags(_Facts):
     """What speaks against a number. None is not known.
 
@@ -103,6 +162,10 @@ class ModelTimes(_Facts):
         predicted_ms: latency by the predictor.
         estimated: the prediction comes from a specification sheet.
         latency: of one request at a time.
+        throughput: of many at once.
+        memory: that it takes.
+        energy: that a run takes.
+        unreadable: counters of energy that are there and cannot be read, each with the reason.
         flags: what speaks against the numbers.
     """
 
@@ -116,8 +179,28 @@ class ModelTimes(_Facts):
     id: str | None
     predicted_ms: float | None
     estimated: bool
-    latency: Latency | None
+    latency: Latency | None = None
+    throughput: Throughput | None = None
+    memory: Memory | None = None
+    energy: Energy | None = None
+    unreadable: tuple[str, ...] = ()
     flags: Flags
+
+    @property
+    def process_values(self) -> list[float]:
+        """Median latency, ms, or images a second, of each process; empty where the harness tells none."""
+        if self.throughput is not None:
+            return [each.images_per_s for each in self.throughput.processes]
+        told = [] if self.latency is None else [each.p50_ms for each in self.latency.processes]
+        return [value for value in told if value is not None]
+
+    @property
+    def value(self) -> float:
+        """Latency, ms, or images a second."""
+        if self.throughput is not None:
+            return self.throughput.images_per_s
+        assert self.latency is not None
+        return self.latency.typical_ms
 
 
 class Section(_Facts):
@@ -140,6 +223,56 @@ class Section(_Facts):
     failures: dict[str, str]
 
 
+class Agreement(_Facts):
+    """Predicted against measured latency of a front's nets.
+
+    Attributes:
+        target: of both.
+        n: nets.
+        within_5: share predicted within 5 % of what was measured.
+        within_10: share within 10 %.
+        mape: mean of |predicted - measured| / measured.
+        spearman: rank correlation; None of fewer than three nets.
+    """
+
+    target: str
+    n: int
+    within_5: float
+    within_10: float
+    mape: float
+    spearman: float | None
+
+
+class Pair(_Facts):
+    """A model that two results have.
+
+    Attributes:
+        name: here.
+        other: there.
+        ratio: of what was measured here to what was there.
+        low: lower end of its 95 % confidence interval; None where there are too few processes.
+        high: upper end.
+        real: the interval leaves out 1; None where there is no interval.
+        verdict: in words.
+    """
+
+    name: str
+    other: str
+    ratio: float
+    low: float | None
+    high: float | None
+    real: bool | None
+    verdict: str
+
+
+class Comparison(_Facts):
+    """With another result: its file, where the environments differ, in words, and the models of both."""
+
+    other: str
+    differences: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+
+
 class BenchmarkResult(_Facts):
     """All that one call of `natdeploy benchmark` found.
 
@@ -150,6 +283,8 @@ class BenchmarkResult(_Facts):
         begun_utc: ISO 8601.
         ended_utc: ISO 8601.
         sections: one a runtime.
+        agreements: predicted against measured, where predictions apply.
+        comparison: with another result.
         remarks: sentences for people.
     """
 
@@ -159,6 +294,8 @@ class BenchmarkResult(_Facts):
     begun_utc: str
     ended_utc: str
     sections: tuple[Section, ...]
+    agreements: tuple[Agreement, ...] = ()
+    comparison: Comparison | None = None
     remarks: tuple[str, ...] = ()
 
     @property
@@ -173,7 +310,7 @@ class BenchmarkResult(_Facts):
 
     def summary(self) -> dict[str, Any]:
         """JSON values without the raw samples."""
-        samples = {"latency": {"processes": {"__all__": {"samples_ms"}}}}
+        samples = {"latency": {"processes": {"__all__": {"samples_ms"}}}, "throughput": {"processes": {"__all__": {"counts"}}}}
         return self.model_dump(mode="json", exclude={"sections": {"__all__": {"models": {"__all__": samples}}}})
 
     def write(self, path: Path) -> None:
@@ -227,6 +364,37 @@ def model_times(subject: Subject, found: Measurement, environment: Mapping[str, 
             throttled=throttled(environment),
         ),
     )
+
+
+def model_rates(subject: Subject, found: ThroughputFound, environment: Mapping[str, Any]) -> ModelTimes:
+    """The same of throughput."""
+    return ModelTimes(
+        **facts(subject),
+        throughput=Throughput(
+            images_per_s=found.images_per_s,
+            n=found.n,
+            how=found.how,
+            window_s=found.window_s,
+            processes=tuple(
+                Rate(images_per_s=rate, counts=counts)
+                for rate, counts in zip(found.process_images_per_s, found.windows, strict=True)
+            ),
+        ),
+        flags=Flags(
+            unstable=found.unstable,
+            few_runs=False,
+            disturbed=None,
+            drifted=found.drift > SLOWER,
+            throttled=throttled(environment),
+        ),
+    )
+
+
+def with_footprint(model: ModelTimes, found: Footprint) -> ModelTimes:
+    """The model with what it takes beside time."""
+    memory = None if found.memory is None else Memory.model_validate(found.memory)
+    energy = None if found.energy is None else Energy.model_validate(found.energy)
+    return model.model_copy(update={"memory": memory, "energy": energy, "unreadable": found.unreadable})
 
 
 def facts(subject: Subject) -> dict[str, Any]:

@@ -340,6 +340,10 @@ def run(session: Session, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.nda
     return outputs
 
 
+queue = None
+"""The library has none of its own: several requests at once are several sessions in threads."""
+
+
 def placement(session: Session) -> list[tuple[str, str, int]]:
     """Operator type, provider, and how many nodes are so, sorted.
 

@@ -264,19 +264,45 @@ def load(path: str | Path, shape: Sequence[int] | None, threads: int, precision:
         RuntimeError: the device is not there, or it gives fewer threads or another precision than asked for; or the library's own.
     """
     openvino = library()
-    core = openvino.Core()
+    native = _compiled(path, shape, threads, precision, delegate=delegate, hints={"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1})
+    request = native.create_infer_request()
+    session = Session(native, request, openvino.Tensor, [None for _ in native.inputs], [None for _ in native.outputs], 0)
+    for place in range(len(session.outputs)):
+        _renew(session, place)
+    session.unheld = _references(session, 0)
+    return session
+
+
+def queue(path: str | Path, shape: Sequence[int] | None, threads: int, precision: str, delegate: str) -> tuple[Any, str]:
+    """The library's queue of as many requests as it thinks best for throughput on so many threads, and what it chose, in words.
+
+    Raises as `load` does.
+    """
+    openvino = library()
+    native = _compiled(path, shape, threads, precision, delegate=delegate, hints={"PERFORMANCE_HINT": "THROUGHPUT"})
+    found = openvino.AsyncInferQueue(native)
+    streams = native.get_property("NUM_STREAMS")
+    return found, f"AsyncInferQueue of {len(found)} requests, PERFORMANCE_HINT THROUGHPUT: {streams} streams on {threads} threads"
+
+
+def _compiled(
+    path: str | Path,
+    shape: Sequence[int] | None,
+    threads: int,
+    precision: str,
+    *,
+    delegate: str,
+    hints: dict[str, Any],
+) -> Any:
+    """The compiled model."""
+    core = library().Core()
     device = delegate.upper()
     if device not in {name.split(".")[0] for name in core.available_devices}:
         raise RuntimeError(f"OpenVINO finds no {device} here; it finds {', '.join(core.available_devices)}")
     wanted = _HINTS[precision]
     if precision == "fp16" and "FP16" not in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
         wanted = "f32"
-    settings: dict[str, Any] = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": wanted,
-        "CACHE_DIR": "",
-    }
+    settings: dict[str, Any] = {**hints, "INFERENCE_PRECISION_HINT": wanted, "CACHE_DIR": ""}
     if device == "CPU":
         settings.update({"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False})
     model = core.read_model(str(path))
@@ -289,12 +315,7 @@ def load(path: str | Path, shape: Sequence[int] | None, threads: int, precision:
     if device == "CPU" and native.get_property("INFERENCE_NUM_THREADS") != threads:
         given = native.get_property("INFERENCE_NUM_THREADS")
         raise RuntimeError(f"OpenVINO gives {given} of {threads} threads: not more than the cores this process may use")
-    request = native.create_infer_request()
-    session = Session(native, request, openvino.Tensor, [None for _ in native.inputs], [None for _ in native.outputs], 0)
-    for place in range(len(session.outputs)):
-        _renew(session, place)
-    session.unheld = _references(session, 0)
-    return session
+    return native
 
 
 def _renew(session: Session, place: int) -> None:

@@ -8,6 +8,8 @@ at many moments, and always between two moments of the reference: a machine that
 Every timed run gives two numbers: its wall time, and how much of it the thread stood runnable but without a core, which is
 other processes' doing and no property of the model (Linux and Android count it, see `_Waited`; elsewhere it is 0).
 
+A plan that names another loop, a file beside this one, has that instead; it measures something else than latency.
+
 The result file holds one JSON object a line: first the environment, then one record a model. Standard output says where the
 loop is, one JSON object a step: each model's preparation is a step, and each of its slices.
 """
@@ -110,13 +112,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def load_runtime(path: Path) -> ModuleType:
+def load_runtime(path: Path, name: str = "runtime") -> ModuleType:
     """Imports a runtime file by its path."""
-    spec = importlib.util.spec_from_file_location("runtime", path)
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["runtime"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -190,6 +192,22 @@ def median(values: list[float]) -> float:
     return sorted(values)[math.ceil(len(values) / 2) - 1]
 
 
+class Reference:
+    """The plan's reference model, warmed up. Ends the process with a sentence where it does not run."""
+
+    def __init__(self, runtime: ModuleType, plan: dict[str, Any], waited: _Waited | None = None) -> None:
+        try:
+            self._model = _Timed(runtime, plan["reference"], plan, waited or _Waited())
+            self._model.warm_up(plan["settings"]["warmup_runs"], plan["settings"]["warmup_s"])
+        except Exception as error:
+            raise SystemExit(f"{plan['reference']['id']}, beside which all are timed, does not run: {error}") from error
+
+    def median_ms(self, seconds: float) -> float:
+        """Undisturbed time of a run, over at least one and so many seconds."""
+        wall, delay = self._model.time(1, seconds)
+        return median([total - lost for total, lost in zip(wall, delay)])  # noqa: B905 (Python 3.8 has no `strict`)
+
+
 def records(plan: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     """The environment, then one record a candidate in the plan's order. A model that fails has `error` instead of numbers."""
     settings = plan["settings"]
@@ -197,19 +215,11 @@ def records(plan: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     details = runtime.details(plan["precision"], plan["delegate"])
     yield dict(environment(), **details, threads=plan["threads"], settings=settings)
     slices = settings["slices"]
-    try:
-        reference = _Timed(runtime, plan["reference"], plan, waited)
-        reference.warm_up(settings["warmup_runs"], settings["warmup_s"])
-    except Exception as error:
-        raise SystemExit(f"{plan['reference']['id']}, beside which all are timed, does not run: {error}") from error
+    reference = Reference(runtime, plan, waited)
     models: dict[str, _Timed] = {}
     results: dict[str, dict[str, Any]] = {
         candidate["id"]: {"id": candidate["id"], "slices": []} for candidate in plan["candidates"]
     }
-
-    def reference_ms() -> float:
-        wall, delay = reference.time(1, settings["reference_s"] / slices)
-        return median([total - lost for total, lost in zip(wall, delay)])  # noqa: B905 (Python 3.8 has no `strict`)
 
     for candidate in plan["candidates"]:
         with _step(candidate["id"], results):
@@ -220,21 +230,26 @@ def records(plan: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     gc.collect()
     gc.disable()
     for _ in range(slices):
-        before = reference_ms()
+        before = reference.median_ms(settings["reference_s"] / slices)
         for name, model in models.items():
             with _step(name, results):
                 wall, delay = model.time(math.ceil(settings["min_runs"] / slices), settings["min_s"] / slices)
-                after = reference_ms()
+                after = reference.median_ms(settings["reference_s"] / slices)
                 part = {"reference_ms": (before + after) / 2, "wall_ms": wall, "waited_ms": delay}
                 results[name]["slices"].append(part)
                 before = after
     yield from results.values()
 
 
+def say(name: str) -> None:
+    """A step: the model that the loop is at."""
+    print(json.dumps({"id": name}), flush=True)
+
+
 @contextmanager
 def _step(name: str, results: dict[str, dict[str, Any]]) -> Iterator[None]:
     """Says where the loop is, and keeps what a runtime's library raises with the one model that it belongs to."""
-    print(json.dumps({"id": name}), flush=True)
+    say(name)
     try:
         yield
     except Exception as error:
@@ -243,8 +258,13 @@ def _step(name: str, results: dict[str, dict[str, Any]]) -> Iterator[None]:
 
 def main() -> None:
     plan_path, result_path = map(Path, sys.argv[1:3])
+    plan, folder = json.loads(plan_path.read_text()), plan_path.parent
     with result_path.open("w") as result:
-        for record in records(json.loads(plan_path.read_text()), plan_path.parent):
+        if "loop" in plan:
+            found = load_runtime(folder / plan["loop"], "loop").records(plan, folder, sys.modules[__name__])
+        else:
+            found = records(plan, folder)
+        for record in found:
             result.write(json.dumps(record) + "\n")
 
 

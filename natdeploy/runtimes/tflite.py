@@ -257,6 +257,10 @@ def run(session: Session, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.nda
     return [native.get_tensor(index) for index in session.outputs]
 
 
+queue = None
+"""The library has none of its own: several requests at once are several sessions in threads."""
+
+
 def placement(session: Session) -> list[tuple[str, str, int]]:
     """How many operators of each type run where: in the delegate, or in the library's own kernels (`builtin`)."""
     nodes = session.native._get_ops_details()

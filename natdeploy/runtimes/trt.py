@@ -266,6 +266,10 @@ def run(session: Session, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.nda
     return [buffer.array.copy() for buffer in session.outputs]
 
 
+queue = None
+"""The library has none of its own: several requests at once are several sessions in threads."""
+
+
 def placement(session: Session) -> list[tuple[str, str, int]]:
     """Kind of layer, type of its output and kernel, and how many layers of the engine are so, sorted."""
     import tensorrt as trt

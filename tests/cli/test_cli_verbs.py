@@ -137,12 +137,13 @@ def test_verbs_that_end_with_the_report(calls: list[Any], arguments: list[str], 
         (["benchmark", "runs/x", "--target", "host/tflite", "--out", "x"], {"target": "host/tflite", "out": Path("x")}),
         (["benchmark", "runs/x", "--arch", "knee", "--fresh"], {"arch": "knee", "fresh": True}),
         (["benchmark", "runs/x", "--shape", "1x3x224x224"], {"shape": (1, 3, 224, 224)}),
+        (["benchmark", "runs/x", "--mode", "throughput", "--compare", "o"], {"mode": "throughput", "compare_with": Path("o")}),
     ],
 )
 def test_benchmark_ends_with_times(calls: list[Any], arguments: list[str], expected: dict[str, Any]) -> None:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    usual = {"target": None, "out": None, "arch": None, "shape": None, "fresh": False}
+    usual = {"target": None, "out": None, "mode": "latency", "arch": None, "shape": None, "compare_with": None, "fresh": False}
     assert calls == [("benchmark", [Path("runs/x")], usual | expected)]
     assert "0.430" in result.stdout, "measured p50"
     assert max(map(len, result.stdout.splitlines())) <= 80

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,9 +14,11 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+import natdeploy
 from natdeploy import pipeline
-from natdeploy.errors import DeviceError, UsageError
-from natdeploy.hardware.bench import QUICK
+from natdeploy.errors import DeviceError, DeviceLostError, UsageError
+from natdeploy.hardware.bench import QUICK, Candidate, MeasureSettings
+from natdeploy.hardware.runner_bench import RunnerBench
 from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.pipeline.model_files import foreign, parse_shape
 from natdeploy.runtimes import ort, runner
@@ -168,6 +171,68 @@ def test_a_model_that_does_not_run_leaves_the_others_their_times(fixed: Path, tm
     assert list(result.failures) == [str(broken)]
     with pytest.raises(DeviceError, match=r"broken\.onnx, beside which all are timed, does not run: .*Incompatible dim"):
         pipeline.benchmark(broken, settings=QUICK)
+
+
+def test_two_measurements_are_compared(fixed: Path, open_sizes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "times.json"
+    pipeline.benchmark(fixed, settings=QUICK, out=out)
+    result = pipeline.benchmark(fixed, settings=QUICK, compare_with=out)
+    assert result.comparison is not None
+    (pair,) = result.comparison.pairs
+    assert pair.low is not None
+    assert 0 < pair.low <= pair.ratio
+    with pytest.raises(UsageError, match="have no model in common"):
+        pipeline.benchmark(open_sizes, settings=QUICK, shape=(1, 3, 16, 16), compare_with=out)
+
+
+def test_throughput_of_a_file(fixed: Path, tmp_path: Path) -> None:
+    settings = MeasureSettings(warmup_s=0.02, warmup_runs=1, min_s=0.1, min_runs=1, reference_s=0.01, slices=2, processes=2)
+    out = tmp_path / "rates.json"
+    result = pipeline.benchmark(fixed, settings=settings, mode="throughput", out=out)
+    (model,) = result.models
+    assert model.latency is None
+    assert model.throughput is not None
+    assert model.value == model.throughput.images_per_s > 0
+    assert "session" in model.throughput.how
+    assert pipeline.read_result(out) == result
+    with pytest.raises(UsageError, match="which are never compared"):
+        pipeline.benchmark(fixed, settings=QUICK, compare_with=out)
+
+
+def test_memory_is_measured_in_a_process_of_its_own(fixed: Path) -> None:
+    (model,) = pipeline.benchmark(fixed, settings=QUICK).models
+    assert model.memory is not None
+    assert model.memory.peak_mb > model.memory.before_mb > 0
+
+
+def test_a_device_that_goes_away_leaves_a_part_from_which_the_same_call_goes_on(
+    fixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, asked = RunnerBench.round, []
+
+    def failing(self: RunnerBench, models: Sequence[Candidate], advance: Callable[[int], None]) -> Any:
+        asked.append([each.id for each in models])
+        if len(asked) == 2:
+            raise DeviceLostError("host does not answer any more")
+        return original(self, models, advance)
+
+    monkeypatch.setattr(RunnerBench, "round", failing)
+    out = tmp_path / "times.json"
+    with pytest.raises(DeviceLostError, match="the same command goes on from there"):
+        pipeline.benchmark(fixed, settings=QUICK, out=out)
+    part = tmp_path / "times.json.part"
+    assert part.is_file()
+    result = pipeline.benchmark(fixed, settings=QUICK, out=out)
+    assert len(asked) == 3
+    assert [each["process"] for each in result.sections[0].environment["conditions"]] == [0, 1]
+    assert out.is_file()
+    assert not part.exists()
+
+
+def test_it_is_called_from_python() -> None:
+    assert natdeploy.benchmark is pipeline.benchmark
+    with pytest.raises(AttributeError, match="no attribute 'bench'"):
+        natdeploy.bench  # noqa: B018
 
 
 def test_other_requests_that_make_no_sense(fixed: Path, tmp_path: Path) -> None:

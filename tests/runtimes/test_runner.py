@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from natdeploy.runtimes import ort, ov, runner, tflite, trt
+from natdeploy.runtimes import footprint, ort, ov, runner, tflite, throughput, trt
 
 SLEEPER = """
 import time
@@ -25,7 +25,7 @@ def run(session, inputs):
 """
 
 
-@pytest.mark.parametrize("file", [each.__file__ for each in (runner, ort, ov, tflite, trt)])
+@pytest.mark.parametrize("file", [each.__file__ for each in (runner, footprint, throughput, ort, ov, tflite, trt)])
 def test_files_that_travel_are_python_3_8(file: str | None) -> None:
     assert file is not None
     ast.parse(Path(file).read_text(), feature_version=(3, 8))

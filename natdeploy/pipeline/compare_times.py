@@ -1,0 +1,157 @@
+"""Two results of `natdeploy benchmark` side by side, and predictions beside what was measured: what differs, and whether really."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+from scipy.stats import t as student
+
+from natdeploy.errors import UsageError
+from natdeploy.hardware.measure import DECIDES, UNSTABLE
+from natdeploy.pipeline.timings import Agreement, BenchmarkResult, Comparison, ModelTimes, Pair, Section
+from natdeploy.store import LatencyRecord
+
+CONFIDENCE = 0.95
+
+
+def _keys(model: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """By what a model is found in another result, the surest first: its files, its architecture, its name."""
+    files, target, precision = tuple(sorted(model["sha256"].items())), model["target"], model["precision"]
+    contents = tuple(digest for _, digest in files)
+    found: list[tuple[Any, ...]] = [("files", contents, target), ("files", contents)]
+    if model["id"] is not None:
+        found += [("net", model["role"], model["id"], precision, target), ("net", model["role"], model["id"], precision)]
+        found += [("id", model["id"], precision), ("id", model["id"])]
+    return [*found, ("name", model["name"], target), ("name", model["name"]), ("file", Path(model["name"]).name)]
+
+
+def shared(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """Places of the models that two results share, each used once.
+
+    Args:
+        ours: facts of models, as `facts` tells them.
+        theirs: likewise.
+    """
+    pairs: dict[int, int] = {}
+    depth = max((len(_keys(each)) for each in ours), default=0)
+    for level in range(depth):
+        for place, model in enumerate(ours):
+            keys = _keys(model)
+            if place in pairs or level >= len(keys):
+                continue
+            for other, their in enumerate(theirs):
+                if other not in pairs.values() and keys[level] in _keys(their):
+                    pairs[place] = other
+                    break
+    return sorted(pairs.items())
+
+
+def require_shared(ours: Sequence[Mapping[str, Any]], other: BenchmarkResult, mode: str, path: Path) -> None:
+    """Raises UsageError where there will be nothing to compare."""
+    if other.mode != mode:
+        raise UsageError(f"{path} holds {other.mode} and this measures {mode}, which are never compared; give --mode {other.mode}")
+    if not shared(ours, [each.model_dump() for each in other.models]):
+        names = ", ".join(each.name for each in other.models) or "nothing"
+        raise UsageError(f"{path} and this have no model in common, by content, architecture or name; {path.name} holds {names}")
+
+
+def compare(result: BenchmarkResult, other: BenchmarkResult, path: Path) -> Comparison:
+    """What became of every model that both have."""
+    here, there = ([(section, model) for section in each.sections for model in section.models] for each in (result, other))
+    places = shared([model.model_dump() for _, model in here], [model.model_dump() for _, model in there])
+    sections = {(id(here[a][0]), id(there[b][0])): (here[a][0], there[b][0]) for a, b in places}
+    differences = dict.fromkeys(text for pair in sections.values() for text in _differences(*pair))
+    faster = result.mode == "throughput"
+    pairs = tuple(_pair(here[a][1], there[b][1], more_is_faster=faster) for a, b in places)
+    return Comparison(other=str(path), differences=tuple(differences), pairs=pairs)
+
+
+def _differences(here: Section, there: Section) -> Iterable[str]:
+    if here.target != there.target:
+        yield f"target is {here.target} here and {there.target} there"
+    for name in DECIDES:
+        one, other = here.environment.get(name), there.environment.get(name)
+        if one != other:
+            yield f"{name} is {one} here and {other} there"
+
+
+def _pair(here: ModelTimes, there: ModelTimes, *, more_is_faster: bool) -> Pair:
+    ratio, interval = here.value / there.value, ratio_interval(here.process_values, there.process_values)
+    low, high = (None, None) if interval is None else interval
+    if interval is not None:
+        ratio = math.sqrt(interval[0] * interval[1])
+    real = None if interval is None else not interval[0] <= 1 <= interval[1]
+    change = f"{abs(ratio - 1):.1%}".replace("%", " %")
+    words = f"{change} {'more' if ratio > 1 else 'less'} {'images a second' if more_is_faster else 'latency'}"
+    if interval is None:
+        verdict = f"{words}; too few processes to say whether really"
+    else:
+        between = f"ratio {ratio:.3f}, 95 % confidence {interval[0]:.3f} to {interval[1]:.3f}"
+        verdict = f"{words}, really ({between})" if real else f"no real difference ({between})"
+    return Pair(name=here.name, other=there.name, ratio=ratio, low=low, high=high, real=real, verdict=verdict)
+
+
+def ratio_interval(here: Sequence[float], there: Sequence[float]) -> tuple[float, float] | None:
+    """95 % confidence interval of the ratio of what two groups of processes measured: Welch's, on logarithms.
+
+    The processes are what varies independently; runs within one do not. None where a group has fewer than two.
+    """
+    if min(len(here), len(there)) < 2:
+        return None
+    a, b = np.log(here), np.log(there)
+    parts = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    error = math.sqrt(sum(parts))
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1)) if error else len(a) + len(b) - 2
+    half = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    centre = float(a.mean() - b.mean())
+    return math.exp(centre - half), math.exp(centre + half)
+
+
+def agreement(section: Section) -> Agreement | None:
+    """Predicted against measured, of the front's nets; None where nothing is predicted."""
+    pairs = [
+        (model.predicted_ms, model.latency.typical_ms)
+        for model in section.models
+        if model.role != "baseline" and model.predicted_ms is not None and model.latency is not None
+    ]
+    if not pairs:
+        return None
+    predicted, measured = np.array(pairs).T
+    error = np.abs(predicted - measured) / measured
+    varied = len(pairs) > 2 and len(set(predicted)) > 1 and len(set(measured)) > 1
+    return Agreement(
+        target=section.target,
+        n=len(pairs),
+        within_5=float((error <= 0.05).mean()),
+        within_10=float((error <= 0.10).mean()),
+        mape=float(error.mean()),
+        spearman=float(spearmanr(predicted, measured).statistic) if varied else None,
+    )
+
+
+def slower_int8(models: Iterable[ModelTimes], known: Iterable[LatencyRecord]) -> str | None:
+    """Says of which nets int8 takes longer than fp32 in the same runtime; None where of none.
+
+    Args:
+        models: measured now.
+        known: measured in the run at any time.
+    """
+    times: dict[tuple[str, str], dict[str, float]] = {}
+    rows = [(each.id, each.target, each.p50_ms or each.mean_ms) for each in known]
+    rows += [(each.id or each.name, each.target, each.value) for each in models]
+    for net, target, ms in rows:
+        for precision in ("int8", "fp32"):
+            if f"-{precision}-" in target:
+                key = net.removesuffix("-int8"), target.replace(f"-{precision}-", "-")
+                times.setdefault(key, {})[precision] = ms
+    slower = [
+        f"{net} on {target} ({each['int8']:.3f} against {each['fp32']:.3f} ms)"
+        for (net, target), each in times.items()
+        if len(each) == 2 and each["int8"] > (1 + UNSTABLE) * each["fp32"]
+    ]
+    return f"int8 is slower than fp32 here: {', '.join(slower)}" if slower else None
