@@ -68,7 +68,7 @@ def export(
     than --max-drop. int8 learns its ranges from images that are used for nothing else.
 
     \b
-    Examples:
+    Example:
       natdeploy export runs/flowers --arch knee --format onnx,tflite --precision fp32,int8
       natdeploy export supernet.safetensors --arch r160-w1-k3e1-k3e6.k3e6 --data photos
     """
