@@ -3,10 +3,10 @@
     python benchmarks/fna.py strategies --data DIR --seed-weights FILE --minutes 2 --seeds 0 1 --json fna.json
     python benchmarks/fna.py memory --resolution 128 --batch-size 32
 
-`strategies`: every strategy gets the same images, seed network, constraint and minutes, one after the other. Gradient ends with one
-network; beside it stands, of each front, the network of least validation error that is no slower by the same predictor, which is
-how a user would take one. Test images decide nothing. Seconds are split as FNA's paper does: until the architectures are chosen,
-and after.
+`strategies`: every strategy gets the same images, seed network, constraint and minutes, one after the other; or with --epochs as
+many steps of weights, whatever else the machine does meanwhile. Gradient ends with one network; beside it stands, of each front,
+the network of least validation error that is no slower by the same predictor, which is how a user would take one. Test images
+decide nothing. Seconds are split as FNA's paper does: until the architectures are chosen, and after.
 
 `memory`: every way of `gradient.memory` in a process of its own: peak beyond the supernet itself, and time of a step.
 """
@@ -115,7 +115,8 @@ def run(options: argparse.Namespace, strategy: str, seed: int) -> pipeline.Repor
         target=options.target,
         seed_weights=options.seed_weights,
         constraints=(options.constraint,),
-        minutes=options.minutes,
+        minutes=None if options.epochs else options.minutes,
+        schedule={"epochs": options.epochs} if options.epochs else {},
         seed=seed,
         tables=options.tables,
         strategy=strategy,
@@ -138,7 +139,7 @@ def point(net: NetRecord, strategy: str, seed: int, *, beside: bool) -> Point:
 def show(options: argparse.Namespace, points: Sequence[Point], spent: Sequence[Spent]) -> None:
     table = Table(
         *("strategy", "seed", "nets", "px", "predicted, ms", "validation, %", "test, %", "architecture, s", "parameters, s"),
-        title=f"{options.constraint}, {options.minutes:g} min each",
+        title=f"{options.constraint}, {f'{options.epochs:g} epochs' if options.epochs else f'{options.minutes:g} min'} each",
     )
     for each in spent:
         own = [one for one in points if (one.strategy, one.seed) == (each.strategy, each.seed)]
@@ -263,6 +264,7 @@ def main() -> int:
     # Gradient first: its latency is the bound by which the others' networks are taken.
     compare.add_argument("--strategies", nargs="+", choices=get_args(Strategy), default=["gradient", "evolution", "random"])
     compare.add_argument("--minutes", type=float, default=2.0, help="for each strategy and seed")
+    compare.add_argument("--epochs", type=float, help="of weights, instead of minutes")
     compare.add_argument("--seeds", type=int, nargs="+", default=[0], help="of chance")
     compare.add_argument("--target", default="host")
     compare.add_argument("--constraint", default="latency<=0.6ms")

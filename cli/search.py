@@ -173,6 +173,8 @@ def read_config(path: Path | None, options: Mapping[str, Any]) -> SearchConfig:
         if first["type"] == "extra_forbidden":
             known = ", ".join(_settings_beside(first["loc"], SearchConfig))
             raise UsageError(f"{path} has an unknown setting {name!r}; known are {known}") from None
+        if not name:  # settings that are possible one by one
+            raise UsageError(first["msg"].removeprefix("Value error, ")) from None
         raise UsageError(f"{name} = {first['input']!r} is not possible: {first['msg']}") from None
 
 

@@ -106,6 +106,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     stand_in("demo", None)
     stand_in("report", Report())
     stand_in("export", [FILE])
+    stand_in("export_weights", [FILE])
     stand_in("benchmark", timings())
     return made
 
@@ -196,6 +197,17 @@ def test_export_ends_with_files(calls: list[Any], arguments: list[str], expected
     assert max(map(len, result.stdout.splitlines())) <= 80
     (shown,) = json.loads(run(*arguments, "--json").stdout)
     assert (shown["path"], shown["test_accuracy"], shown["refused"]) == (FILE.path, 0.95, None)
+
+
+def test_export_of_weights(calls: list[Any]) -> None:
+    options = ["--arch", "r96-w1-k3e1", "--data", "photos", "--space", "mbv2", "--out", "o"]
+    assert run("export", "a/seed.safetensors", *options).exit_code == 0
+    usual = {"formats": ("onnx",), "precisions": (), "max_drop": 1.0, "input": "nchw"}
+    given = {"arch": "r96-w1-k3e1", "data": Path("photos"), "space": "mbv2"}
+    assert calls == [("export_weights", Path("a/seed.safetensors"), Path("o"), usual | given)]
+    refused = run("export", "runs/x", "--data", "photos")
+    assert (refused.exit_code, len(calls)) == (2, 1)
+    assert "a run knows its own" in refused.stderr
 
 
 @pytest.mark.parametrize(("refused", "options", "code"), [(1, (), 0), (1, ("--strict",), 4), (2, (), 4), (0, ("--strict",), 0)])
