@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
-from natdeploy.errors import AccuracyGateError
+from natdeploy.errors import AccuracyGateError, UsageError
 
-from .options import Json, NoProgress, Quiet, Run, Verbose, names
+from .options import Json, NoProgress, Quiet, Verbose, names
 from .results import show_files
 from .terminal import session
 
 
 def export(
-    run: Run,
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `natdeploy search` wrote; or a file of weights.")],
     *,
     arch: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="knee, best, fastest, front, baseline, an id, 'latency<=1ms' or 'error=5%,latency=1ms'."),
-    ] = "knee",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="knee, best, fastest, front, baseline, an id, 'latency<=1ms' or 'error=5%,latency=1ms'; of weights, the "
+            "architecture's text.",
+            show_default="knee",
+        ),
+    ] = None,
     formats: Annotated[
         list[str],
         typer.Option("--format", metavar="LIST", help="onnx, openvino, tflite, tensorrt, or several of them: onnx,tflite."),
@@ -41,12 +47,22 @@ def export(
         typer.Option("--input", help="What files take: prepared floats in either layout, or the bytes of an image."),
     ] = "nchw",
     strict: Annotated[bool, typer.Option("--strict", help="End with exit code 4 where a file is refused.")] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Of weights: where the files go; a run keeps its own.")] = Path("models"),
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Of weights: images, a folder a class, to judge files by and for int8.", show_default="none"
+        ),
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of weights: their space, a name or .toml file.", show_default="recognised")
+    ] = None,
     as_json: Json = False,
     no_progress: NoProgress = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write deployable files of a run's networks.
+    """Write deployable files of a run's networks, or of a file of weights.
 
     Each file is run in its own runtime on all validation and test images, compared with torch, and refused where it loses more
     than --max-drop. int8 learns its ranges from images that are used for nothing else.
@@ -54,19 +70,24 @@ def export(
     \b
     Example:
       natdeploy export runs/flowers --arch knee --format onnx,tflite --precision fp32,int8
+      natdeploy export supernet.safetensors --arch r160-w1-k3e1-k3e6.k3e6 --data photos
     """
     with session(as_json=as_json, verbose=verbose, quiet=quiet, no_progress=no_progress) as progress:
         from natdeploy import pipeline
 
-        files = pipeline.export(
-            run,
-            arch=arch,
-            formats=names(formats),
-            precisions=names(precisions or ()),
-            max_drop=max_drop,
-            input=input_,
-            progress=progress,
-        )
+        asked: dict[str, Any] = {
+            "formats": names(formats),
+            "precisions": names(precisions or ()),
+            "max_drop": max_drop,
+            "input": input_,
+            "progress": progress,
+        }
+        if source.is_dir() or source.suffix == "":
+            if data is not None or space is not None:
+                raise UsageError("--data and --space are for files of weights; a run knows its own")
+            files = pipeline.export(source, arch=arch or "knee", **asked)
+        else:
+            files = pipeline.export_weights(source, out, arch=arch, data=data, space=space, **asked)
         show_files(files, as_json=as_json)
         refused = [file for file in files if file.refused]
         if refused and (strict or len(refused) == len(files)):

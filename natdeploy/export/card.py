@@ -18,7 +18,7 @@ metrics: [accuracy]
 ---
 # {id}
 
-An image classifier for {classes} classes at {size} px, searched and adapted by natdeploy.
+An image classifier for {classes} classes at {size} px, {origin} by natdeploy.
 
 | device | runtime | precision | p50 | p90 | accuracy | size |
 |---|---|---|---|---|---|---|
@@ -59,6 +59,7 @@ def model_card(metadata: Metadata) -> str:
         library=formats[0] if formats else "natdeploy",
         licence="apache-2.0" if "apache-2.0" in (what.licence or "").lower() else "unknown",
         tags=", ".join(["natdeploy", *formats]),
+        origin="exported" if what.random_seed is None else "searched and adapted",
         classes=len(what.labels),
         size=what.preprocessing.size_px,
         rows="\n".join(_rows(metadata)),

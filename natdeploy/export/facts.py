@@ -68,6 +68,10 @@ class Description(_Facts):
     random_seed: int | None = None
     versions: dict[str, str]
 
+    def same_net(self, other: Description) -> bool:
+        """Whether the other describes the same architecture with the same weights; versions of tools may differ."""
+        return self.model_copy(update={"versions": other.versions, "licence": other.licence}) == other
+
     def properties(self) -> dict[str, str]:
         """As texts, for formats that hold nothing else; what is not text becomes JSON, what is not known is left out."""
         values = self.model_dump(mode="json", exclude_none=True)

@@ -6,6 +6,7 @@ from natdeploy.pipeline.budget import Budget
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.demo import demo
 from natdeploy.pipeline.export import export
+from natdeploy.pipeline.export_weights import export_weights
 from natdeploy.pipeline.finished import files, load_subnet, nets
 from natdeploy.pipeline.model_files import parse_shape
 from natdeploy.pipeline.plan import Plan, plan
@@ -37,6 +38,7 @@ __all__ = [
     "benchmark",
     "demo",
     "export",
+    "export_weights",
     "files",
     "load_subnet",
     "nets",

@@ -17,7 +17,7 @@ from natdeploy.errors import DeviceError, UsageError
 from natdeploy.export import METADATA, record_latency
 from natdeploy.files import write_atomic
 from natdeploy.hardware.bench import NETS, Candidate, MeasureSettings
-from natdeploy.hardware.device import Target
+from natdeploy.hardware.device import Target, host_facts
 from natdeploy.hardware.footprint import Footprint, measure_footprints
 from natdeploy.hardware.measure import MeasureResult, measure
 from natdeploy.hardware.runtimes import get_runtime, installed_version
@@ -314,16 +314,16 @@ def _rates(subjects: Sequence[Subject], store: RunStore | None, settings: Measur
 
 
 def _check_version(book: SavedBook, target: Target, progress: Progress) -> None:
-    """Forgets what another version of the runtime did here. Elsewhere that shows as soon as anything is measured."""
-    old = book.environment.get("runtime_version")
-    if old is None:
+    """Forgets what another version of the runtime or another processor did here. Elsewhere that shows once anything is measured."""
+    if not book.known(0):
         return
     if target.device.transport == "local" and target.device.harness == "runner":
-        now = installed_version(get_runtime(target.runtime))
-        if now != old:
-            progress.note(f"{target.runtime} was {old} and is {now}, so that everything is measured again")
-            book.forget()
-            return
+        here = host_facts() | {"runtime_version": installed_version(get_runtime(target.runtime))}
+        for name in ("runtime_version", "cpu", "cores"):
+            if here[name] != book.environment[name]:
+                progress.note(f"{name} was {book.environment[name]} and is {here[name]}, so that everything is measured again")
+                book.forget()
+                return
     progress.note(f"what was measured on {target} until {book.environment['utc']} counts; --fresh measures it again")
 
 

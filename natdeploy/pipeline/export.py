@@ -2,87 +2,24 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from natdeploy._version import __version__
-from natdeploy.errors import DamagedFileError, UsageError
-from natdeploy.export import (
-    INPUT_KINDS,
-    METADATA,
-    PARITY_LIMIT,
-    PRECISIONS,
-    Array,
-    Batch,
-    Description,
-    Format,
-    InputKind,
-    Latency,
-    Metadata,
-    ModelFile,
-    Preprocessing,
-    TensorFacts,
-    add_file,
-    as_input,
-    check_precision,
-    compare,
-    get_format,
-    input_facts,
-    onnx,
-    quantisation,
-    read_bundle,
-    remove_file,
-    sha256,
-    size_mb,
-    write,
-)
-from natdeploy.export.formats import FORMATS
+from natdeploy.export import FORMATS, Description, Format, InputKind, Latency, Preprocessing
 from natdeploy.hardware.device import Target
-from natdeploy.hardware.runtimes import CALIBRATION_IMAGES, Runtime, installed_version
 from natdeploy.logs import log_to
+from natdeploy.pipeline.bundles import MAX_DROP, Bundle, Wanted, wanted
 from natdeploy.pipeline.config import target_of
 from natdeploy.pipeline.finished import finished_nets, load_subnet, own_target, select_nets
-from natdeploy.pipeline.outputs import accuracy, calibration_images, file_outputs, torch_outputs
 from natdeploy.pipeline.search import LOG, read_config
 from natdeploy.pipeline.setting import stored_convention, stored_space, stored_task
 from natdeploy.progress import Progress, Silent
-from natdeploy.runtimes import ort
 from natdeploy.space import Arch
 from natdeploy.store import FileRecord, NetRecord, RunStore
-from natdeploy.supernet import Subnet
-from natdeploy.tasks import Classification, SplitName
-
-MAX_DROP = 1.0
-FEW_IMAGES = 32
-"""With fewer, what int8 learns of ranges is told to be unsure."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """What is wanted of every net.
-
-    Attributes:
-        formats: of its files.
-        precisions: of its files; without any, the one the search chose for the net, or fp32.
-        max_drop: points of validation accuracy that a file may lose to torch.
-        input: that its files take.
-    """
-
-    formats: tuple[Format, ...]
-    precisions: tuple[str, ...] = ()
-    max_drop: float = MAX_DROP
-    input: InputKind = "nchw"
-
-    def precisions_of(self, net: NetRecord) -> list[str]:
-        """The safest first, so that what may be offered in the place of a refused one is known."""
-        wanted = self.precisions or (net.precision or PRECISIONS[0],)
-        return sorted(dict.fromkeys(wanted), key=PRECISIONS.index)
+from natdeploy.tasks import Classification
 
 
 def export(
@@ -117,31 +54,44 @@ def export(
         NatdeployError: a file cannot be written.
     """
     progress = progress or Silent()
-    wanted = _wanted(formats, precisions, max_drop, input)
+    asked = wanted(formats, precisions, max_drop=max_drop, input=input)
     with RunStore.open(folder) as store, log_to(folder / LOG):
         nets = select_nets(finished_nets(store), read_config(store), arch)
-        files = []
-        count = len(wanted.formats) * sum(len(wanted.precisions_of(net)) for net in nets)
+        files: list[FileRecord] = []
+        count = len(asked.formats) * sum(len(asked.precisions_of(net.precision)) for net in nets)
         with progress.task("exporting", count, "files") as advance:
             for net in nets:
-                for file in export_net(store, net, wanted, progress, advance):
-                    files.append(file)
+                files += export_net(store, net, asked, progress, advance)
         return files
 
 
-def _wanted(formats: Sequence[str], precisions: Sequence[str], max_drop: float, input: str) -> Export:
-    for name in precisions:
-        check_precision(name)
-    if input not in INPUT_KINDS:
-        raise UsageError(f"there is no input {input!r} of files; choose {', '.join(INPUT_KINDS)}")
-    if not max_drop >= 0:
-        raise UsageError(f"at most {max_drop:g} points of accuracy may be lost? give 0 or more")
-    chosen = tuple(get_format(name) for name in dict.fromkeys(formats))
-    if not chosen:
-        raise UsageError(f"no format is asked for; choose {', '.join(FORMATS)}")
-    for format in chosen:
-        installed_version(format.checked_by())
-    return Export(chosen, tuple(precisions), max_drop, input)
+def export_net(
+    store: RunStore,
+    net: NetRecord,
+    asked: Wanted,
+    progress: Progress | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[FileRecord]:
+    """Writes one net of a run into its folder, as `export` does."""
+    config = read_config(store)
+    stored_space(config, store)  # refuses one that has changed, also where every file is there
+    task = stored_task(config, store)
+    bundle = Bundle(
+        store.folder / bundle_name(net),
+        _describe(store, net, task),
+        lambda: load_subnet(store, Arch.parse(net.arch), tuned=net.tuned_accuracy is not None),
+        task,
+        wanted=asked,
+        progress=progress or Silent(),
+        latencies=(latency_of(net, str(own_target(net, target_of(config)))),),
+    )
+    made = []
+    for format in asked.formats:
+        for precision in asked.precisions_of(net.precision):
+            made.append(bundle.add(format, precision, role=net.role, path=bundle_name(net)))
+            store.put_file(made[-1])
+            advance(1)
+    return made
 
 
 def file_for(store: RunStore, net: NetRecord, target: Target) -> FileRecord | None:
@@ -161,188 +111,6 @@ def file_for(store: RunStore, net: NetRecord, target: Target) -> FileRecord | No
 def format_of(target: Target) -> Format:
     """The format that a target's runtime reads."""
     return next(each for each in FORMATS.values() if target.runtime == each.runtime.NAME)
-
-
-def export_net(
-    store: RunStore,
-    net: NetRecord,
-    wanted: Export,
-    progress: Progress | None = None,
-    advance: Callable[[int], None] = lambda _: None,
-) -> list[FileRecord]:
-    """Writes one net of a run into its folder, as `export` does."""
-    config = read_config(store)
-    stored_space(config, store)  # refuses one that has changed, also where every file is there
-    task = stored_task(config, store)
-    bundle = _Bundle(store, net, task, wanted, progress or Silent())
-    made = []
-    for format in wanted.formats:
-        for precision in wanted.precisions_of(net):
-            made.append(bundle.add(format, precision))
-            advance(1)
-    return made
-
-
-SPLITS: tuple[SplitName, SplitName] = ("validation", "test")
-
-
-class _Bundle:
-    """The folder of one net, and what is needed to add files to it."""
-
-    def __init__(self, store: RunStore, net: NetRecord, task: Classification, wanted: Export, progress: Progress) -> None:
-        self._store, self._net, self._task, self._wanted, self._progress = store, net, task, wanted, progress
-        self._name = bundle_name(net)
-        self._folder = store.folder / self._name
-        self._arch = Arch.parse(net.arch)
-        self._description = _describe(store, net, task)
-        self._metadata = self._known()
-
-    def add(self, format: Format, precision: str) -> FileRecord:
-        """Makes a file, unless it is there, and puts it into the folder and into the run, unless it is refused."""
-        name = format.file_name(precision)
-        file = self._made_before(format, precision)
-        refused = None
-        if file is None:
-            with tempfile.TemporaryDirectory() as unchecked:
-                file = self._make(format, precision, Path(unchecked))
-                refused = self._refusal(file)
-                if refused is None:
-                    self._metadata = add_file(self._folder, self._metadata, file, Path(unchecked))
-                else:
-                    self._metadata = remove_file(self._folder, self._metadata, name)
-                    self._progress.note(f"{self._net.id}: {name} is refused: {refused}")
-        record = FileRecord(
-            role=self._net.role,
-            id=self._net.id,
-            format=format.name,
-            precision=precision,
-            path=None if refused else f"{self._name}/{name}",
-            size_mb=file.size_mb,
-            validation_accuracy=file.validation_accuracy,
-            test_accuracy=file.test_accuracy,
-            agreement=file.parity.top1_agreement,
-            max_rel=file.parity.max_rel,
-            refused=refused,
-        )
-        self._store.put_file(record)
-        return record
-
-    @cached_property
-    def _subnet(self) -> Subnet:
-        return load_subnet(self._store, self._arch, tuned=self._net.tuned_accuracy is not None)
-
-    @cached_property
-    def _reference(self) -> dict[SplitName, Batch]:
-        return {split: torch_outputs(self._subnet, self._task, split) for split in SPLITS}
-
-    @cached_property
-    def _calibration(self) -> list[Tensor]:
-        images = calibration_images(self._task, self._arch.resolution, CALIBRATION_IMAGES)
-        if len(images) < FEW_IMAGES:
-            self._progress.note(
-                f"int8 learns its ranges from {len(images)} images, all that the calibration split has; {CALIBRATION_IMAGES} are "
-                "usual, and the accuracy may suffer"
-            )
-        return images
-
-    def _known(self) -> Metadata:
-        """What the folder says already, of this net; else nothing but the description."""
-        try:
-            found = read_bundle(self._folder) if (self._folder / METADATA).exists() else None
-        except DamagedFileError as error:
-            self._progress.note(f"{error.args[0].split('; ')[0]}: what is asked for is exported anew")
-            found = None
-        if found is not None and found.description.arch == self._net.arch:
-            return found.model_copy(update={"description": self._description})
-        latency = latency_of(self._net, str(own_target(self._net, target_of(read_config(self._store)))))
-        return Metadata(description=self._description, validation_accuracy=None, test_accuracy=None, latencies=(latency,))
-
-    def _made_before(self, format: Format, precision: str) -> ModelFile | None:
-        """A file that is there, and would come out the same and pass."""
-        runtime = format.checked_by()
-        for file in self._metadata.files:
-            if (
-                file.name == format.file_name(precision)
-                and file.input == input_facts(ort.INPUT, self._wanted.input, self._arch.resolution)
-                and file.checked_in == f"{runtime.NAME} {installed_version(runtime)}"
-                and self._refusal(file) is None
-            ):
-                return file
-        return None
-
-    def _make(self, format: Format, precision: str, folder: Path) -> ModelFile:
-        """Writes a file into a folder and tries it there."""
-        runtime, path = format.checked_by(), folder / format.file_name(precision)
-        wanted = input_facts(ort.INPUT, self._wanted.input, self._arch.resolution)
-        calibration = self._calibration if precision == "int8" else []
-        write(
-            self._subnet,
-            path,
-            format,
-            precision,
-            kind=self._wanted.input,
-            description=self._description,
-            calibration=calibration,
-        )
-        outputs = {split: self._outputs(path, runtime, precision, wanted, split) for split in SPLITS}
-        found, expected = ({split: accuracy(self._task, each[split]) for split in SPLITS} for each in (outputs, self._reference))
-        self._metadata = self._metadata.model_copy(
-            update={"validation_accuracy": expected["validation"], "test_accuracy": expected["test"]}
-        )
-        companions = format.runtime.companions(path)
-        return ModelFile(
-            name=path.name,
-            format=format.name,
-            precision=precision,
-            sha256=sha256(path),
-            companions={each.name: sha256(each) for each in companions},
-            size_mb=size_mb((path, *companions)),
-            opset=onnx.opset(path) if path.suffix == ort.SUFFIX else None,
-            input=wanted,
-            output=TensorFacts(name=ort.OUTPUT, shape=(1, len(self._description.labels))),
-            quantisation=quantisation(format, len(calibration)) if precision == "int8" else None,
-            checked_in=f"{runtime.NAME} {installed_version(runtime)}",
-            validation_accuracy=found["validation"],
-            drop=100 * (expected["validation"] - found["validation"]),
-            test_accuracy=found["test"],
-            parity=compare(outputs["validation"][0], self._reference["validation"][0]),
-        )
-
-    def _outputs(self, path: Path, runtime: Runtime, precision: str, wanted: TensorFacts, split: SplitName) -> Batch:
-        def prepare(image: Tensor) -> Array:
-            return as_input(image, wanted, self._description.preprocessing)
-
-        return file_outputs(
-            path,
-            runtime,
-            precision,
-            resolution=self._arch.resolution,
-            task=self._task,
-            split=split,
-            shape=wanted.shape,
-            prepare=prepare,
-        )
-
-    def _refusal(self, file: ModelFile) -> str | None:
-        """Why a file is not to be used, and what to use in its place."""
-        if file.precision == PRECISIONS[0] and not file.parity.max_rel <= PARITY_LIMIT:
-            return (
-                f"its logits differ from torch's by {file.parity.max_rel:.0e} of an image's largest (at most {PARITY_LIMIT:g} is "
-                "allowed); report this as a fault of natdeploy"
-            )
-        if file.drop is None or file.drop <= self._wanted.max_drop:
-            return None
-        better = PRECISIONS[PRECISIONS.index(file.precision) - 1 :: -1]
-        there = [
-            each.name
-            for precision in better
-            for each in self._metadata.files
-            if (each.format, each.precision) == (file.format, precision)
-        ]
-        instead = f"use {there[0]}" if there else f"export it with --precision {better[0]}"
-        return (
-            f"it loses {file.drop:.1f} points of validation accuracy, and at most {self._wanted.max_drop:g} may be lost; {instead}"
-        )
 
 
 def bundle_name(net: NetRecord) -> str:

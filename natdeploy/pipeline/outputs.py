@@ -13,7 +13,7 @@ from torch import Tensor
 from natdeploy.export import Array, Batch, plain_input, run_images
 from natdeploy.hardware.runtimes import Runtime
 from natdeploy.supernet import Subnet
-from natdeploy.tasks import Classification, SplitName
+from natdeploy.tasks import Classification
 from natdeploy.training.judge import BATCH
 
 
@@ -23,37 +23,32 @@ def calibration_images(task: Classification, resolution: int, count: int) -> lis
 
 
 @torch.inference_mode()
-def torch_outputs(subnet: Subnet, task: Classification, split: SplitName) -> Batch:
-    """Logits (n, classes) and labels (n,) of a split, of a network on the CPU in evaluation mode."""
-    return _joined((subnet(images), labels) for images, labels in task.batches(split, subnet.arch.resolution, BATCH))
+def torch_outputs(subnet: Subnet, batches: Iterable[Batch]) -> Batch:
+    """Logits (n, classes) and labels (n,) of batches, of a network on the CPU in evaluation mode."""
+    return _joined((subnet(images), labels) for images, labels in batches)
 
 
 def file_outputs(
     path: Path,
     runtime: Runtime,
     precision: str,
+    batches: Iterable[Batch],
     *,
-    resolution: int,
-    task: Classification,
-    split: SplitName,
-    shape: tuple[int, ...] | None = None,
+    shape: tuple[int, ...],
     prepare: Callable[[Tensor], Array] = plain_input,
 ) -> Batch:
-    """Logits (n, classes) and labels (n,) of a split, of a file in a runtime, image by image on one thread of this machine.
+    """Logits (n, classes) and labels (n,) of batches, of a file in a runtime, image by image on one thread of this machine.
 
     Args:
         path: of the file.
         runtime: that reads it.
         precision: of the file.
-        resolution: of images, px.
-        task: gives the images.
-        split: which.
-        shape: of the file's input; by default (1, 3, r, r).
+        batches: images, as the network takes them, and labels.
+        shape: of the file's input.
         prepare: makes that input of an image (3, r, r) fp32.
     """
     with _quiet():
-        session = runtime.load(path, shape or (1, 3, resolution, resolution), 1, precision, runtime.DELEGATES[0])
-    batches = task.batches(split, resolution, BATCH)
+        session = runtime.load(path, shape, 1, precision, runtime.DELEGATES[0])
     return _joined(run_images(lambda inputs: runtime.run(session, inputs), batches, prepare))
 
 

@@ -28,6 +28,7 @@ from natdeploy.stopwatch import timed
 from natdeploy.store import Evaluation, RunStore
 from natdeploy.supernet import Subnet
 from natdeploy.tasks import Classification, SplitName
+from natdeploy.training.judge import BATCH
 
 NATIVE = "fp32"
 """What torch computes in: nothing is lost."""
@@ -60,7 +61,8 @@ def judge_in_runtime(subnet: Subnet, target: Target, task: Classification, split
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{subnet.arch.id}{runtime.SUFFIX}")
         runtime.convert(subnet, calibration[0], path, precision=target.precision, dynamic_size=False, calibration=calibration)
-        logits, labels = file_outputs(path, runtime, target.precision, resolution=resolution, task=task, split=split)
+        batches = task.batches(split, resolution, BATCH)
+        logits, labels = file_outputs(path, runtime, target.precision, batches, shape=(1, 3, resolution, resolution))
     correct, loss = task.correct(logits, labels), float(task.loss(logits, labels))
     return Evaluation(0, str(subnet.arch), correct, len(labels), loss, time.perf_counter() - start)
 

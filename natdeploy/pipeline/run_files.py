@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from natdeploy.errors import UsageError
-from natdeploy.export import get_format, read_bundle
+from natdeploy.export import read_bundle
 from natdeploy.hardware.device import Target
 from natdeploy.hardware.runtimes import CALIBRATION_IMAGES, get_runtime, installed_version
+from natdeploy.pipeline.bundles import wanted as asked_for
 from natdeploy.pipeline.config import SearchConfig, target_of
-from natdeploy.pipeline.export import Export, export_net, file_for
+from natdeploy.pipeline.export import export_net, file_for
 from natdeploy.pipeline.finished import finished_nets, load_subnet, own_target, select_nets
 from natdeploy.pipeline.model_files import Inputs, Shape, Subject, inputs_of, make_subject
 from natdeploy.pipeline.outputs import calibration_images
@@ -51,7 +52,7 @@ def run_subjects(store: RunStore, target: str | None, arch: str | None, converte
     subjects = []
     for net in nets:
         if (net.role, net.id) not in exported:
-            export_net(store, net, Export((get_format("onnx"),), ("fp32",)))
+            export_net(store, net, asked_for(("onnx",), ("fp32",)))
         exact = own_target(net, chosen)
         path, shape, inputs = _file(store, config, net, exact, converted)
         own = str(chosen) == str(target_of(config))

@@ -136,7 +136,7 @@ def prepare(config: SearchConfig, progress: Progress, store: RunStore | None = N
     else:
         pixels, validation = _pixels(config, progress, device)
         splits = split(pixels.source, config.seed, validation=validation)
-        convention = choose_input(seed, _photos(pixels, splits.train, max(space.resolutions)))
+        convention = choose_input(seed, photos(pixels, splits.train, max(space.resolutions)))
         task = _task(config, pixels, splits, convention, device)
     generator = torch.Generator().manual_seed(config.seed)
     supernet, report = make_supernet(seed, space, len(task.classes), convention.padding, generator, rules=config.remap)
@@ -304,7 +304,7 @@ def _task(
     )
 
 
-def _photos(pixels: PixelSource, indices: Sequence[int], resolution: int) -> torch.Tensor:
+def photos(pixels: PixelSource, indices: Sequence[int], resolution: int) -> torch.Tensor:
     """Evenly chosen images (n, 3, r, r) in 0..1."""
     stride = max(1, len(indices) // CONVENTION_IMAGES)
     photos, _ = pixels.take(np.array(indices[::stride][:CONVENTION_IMAGES]))

@@ -126,7 +126,7 @@ def supernet_import(
         raise UsageError(f"{out}: a supernet is written as .safetensors")
     generator = torch.Generator().manual_seed(seed)
     supernet, report = make_supernet(found, chosen, outputs, found.padding or padding or "symmetric", generator)
-    about = {name: found.metadata[name] for name in ("input",) if name in found.metadata}
+    about = {name: found.metadata[name] for name in ("input", "source", "licence") if name in found.metadata}
     save_supernet(supernet, out, {**about, "seed": found.source, "seed_sha256": found.sha256})
     return ImportResult(describe(found), report, describe(read_seed(out, chosen)), out)
 

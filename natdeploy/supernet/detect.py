@@ -62,22 +62,33 @@ def choose_input(seed: Seed, images: Tensor) -> InputConvention:
         seed: pretrained network.
         images: (n, 3, h, w) in [0, 1], real ones; 16 are enough. Resized to the seed's resolution.
     """
-    about = seed.metadata.get("input", "")
-    scalings = tuple(each for each in (SIGNED, IMAGENET) if each.name.replace(" ", "") in about.replace(" ", ""))
-    scalings = scalings or (SIGNED, IMAGENET)
-    stated = ("same",) if "TensorFlow" in about and "padding" in about else PADDINGS
-    paddings: tuple[Padding, ...] = stated if seed.padding is None else (seed.padding,)
-    candidates = list(product(scalings, paddings))
-    if len(candidates) == 1:
-        [(scaling, padding)] = candidates
-        return InputConvention(scaling.mean, scaling.std, padding, f"{seed.source} states {scaling.name}, padding {padding}")
-
+    if (stated := stated_input(seed)) is not None:
+        return stated
+    candidates = _candidates(seed)
     resized = F.interpolate(images, size=seed.arch.resolution, mode="bilinear", antialias=True)
     distances = [_distance(seed, resized, scaling, padding) for scaling, padding in candidates]
     scaling, padding = candidates[distances.index(min(distances))]
     tried = ", ".join(f"{s.name} {p} {d:.4f}" for (s, p), d in zip(candidates, distances, strict=True))
     evidence = f"distance of channel means on {len(images)} images from those stored in {seed.source}: {tried}"
     return InputConvention(scaling.mean, scaling.std, padding, evidence)
+
+
+def stated_input(seed: Seed) -> InputConvention | None:
+    """The convention that the seed's file states; None where it leaves anything open."""
+    candidates = _candidates(seed)
+    if len(candidates) > 1:
+        return None
+    [(scaling, padding)] = candidates
+    return InputConvention(scaling.mean, scaling.std, padding, f"{seed.source} states {scaling.name}, padding {padding}")
+
+
+def _candidates(seed: Seed) -> list[tuple[Scaling, Padding]]:
+    """The conventions that a seed's file leaves open."""
+    about = seed.metadata.get("input", "")
+    scalings = tuple(each for each in (SIGNED, IMAGENET) if each.name.replace(" ", "") in about.replace(" ", ""))
+    stated = ("same",) if "TensorFlow" in about and "padding" in about else PADDINGS
+    paddings: tuple[Padding, ...] = stated if seed.padding is None else (seed.padding,)
+    return list(product(scalings or (SIGNED, IMAGENET), paddings))
 
 
 def _distance(seed: Seed, images: Tensor, scaling: Scaling, padding: Padding) -> float:

@@ -106,6 +106,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     stand_in("demo", None)
     stand_in("report", Report())
     stand_in("export", [FILE])
+    stand_in("export_weights", [FILE])
     stand_in("benchmark", timings())
     return made
 
@@ -152,6 +153,19 @@ def test_benchmark_ends_with_times(calls: list[Any], arguments: list[str], expec
     assert "samples_ms" not in model["latency"]["processes"][0], "raw times are for --out"
 
 
+def test_what_is_known_beside_the_times_is_said(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = {"name": "a/b.onnx", "other": "b.onnx", "ratio": 0.8, "low": 0.7, "high": 0.9, "real": True, "verdict": "20 % less"}
+    comparison = {"other": "old.json", "differences": ["cpu is x here and y there"], "pairs": [pair]}
+    agreement = {"target": "host", "n": 4, "within_5": 0.5, "within_10": 1.0, "mape": 0.043, "spearman": 0.99}
+    more = {"comparison": comparison, "agreements": [agreement], "remarks": ["int8 is slower than fp32 here: x"]}
+    found = pipeline.BenchmarkResult.model_validate(timings().model_dump() | more)
+    monkeypatch.setattr(pipeline, "benchmark", lambda *_, **__: found)
+    said = run("benchmark", "runs/x").stdout
+    assert "of 4 nets on host: 50% within 5 %, 100% within 10 %, mean error 4.3%, Spearman 0.990" in said
+    assert "int8 is slower than fp32 here: x" in said
+    assert "against old.json:\n  a/b.onnx: 20 % less\n  not the same: cpu is x here and y there" in said
+
+
 def test_a_shape_that_is_none_and_a_model_that_does_not_run_are_said(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     refused = run("benchmark", "x.onnx", "--shape", "1,3,224,224")
     assert refused.exit_code == 2
@@ -183,6 +197,17 @@ def test_export_ends_with_files(calls: list[Any], arguments: list[str], expected
     assert max(map(len, result.stdout.splitlines())) <= 80
     (shown,) = json.loads(run(*arguments, "--json").stdout)
     assert (shown["path"], shown["test_accuracy"], shown["refused"]) == (FILE.path, 0.95, None)
+
+
+def test_export_of_weights(calls: list[Any]) -> None:
+    options = ["--arch", "r96-w1-k3e1", "--data", "photos", "--space", "mbv2", "--out", "o"]
+    assert run("export", "a/seed.safetensors", *options).exit_code == 0
+    usual = {"formats": ("onnx",), "precisions": (), "max_drop": 1.0, "input": "nchw"}
+    given = {"arch": "r96-w1-k3e1", "data": Path("photos"), "space": "mbv2"}
+    assert calls == [("export_weights", Path("a/seed.safetensors"), Path("o"), usual | given)]
+    refused = run("export", "runs/x", "--data", "photos")
+    assert (refused.exit_code, len(calls)) == (2, 1)
+    assert "a run knows its own" in refused.stderr
 
 
 @pytest.mark.parametrize(("refused", "options", "code"), [(1, (), 0), (1, ("--strict",), 4), (2, (), 4), (0, ("--strict",), 0)])

@@ -23,7 +23,7 @@ from natdeploy.pipeline.export import file_for
 from natdeploy.runtimes import ort, tflite, trt
 from natdeploy.store import RunStore
 
-module = importlib.import_module("natdeploy.pipeline.export")
+module = importlib.import_module("natdeploy.pipeline.bundles")
 
 
 @pytest.fixture

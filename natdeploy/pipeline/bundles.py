@@ -1,0 +1,300 @@
+"""A network's folder of files, each made, tried in its own runtime and compared with torch before it is put there."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from natdeploy.errors import DamagedFileError, UsageError
+from natdeploy.export import (
+    FORMATS,
+    INPUT_KINDS,
+    METADATA,
+    PARITY_LIMIT,
+    PRECISIONS,
+    Array,
+    Batch,
+    Description,
+    Format,
+    InputKind,
+    Latency,
+    Metadata,
+    ModelFile,
+    TensorFacts,
+    add_file,
+    as_input,
+    check_precision,
+    compare,
+    get_format,
+    input_facts,
+    onnx,
+    quantisation,
+    read_bundle,
+    remove_file,
+    sha256,
+    size_mb,
+    write,
+)
+from natdeploy.hardware.runtimes import CALIBRATION_IMAGES, Runtime, installed_version
+from natdeploy.pipeline.outputs import accuracy, calibration_images, file_outputs, torch_outputs
+from natdeploy.progress import Progress
+from natdeploy.runtimes import ort
+from natdeploy.space import Arch
+from natdeploy.store import FileRecord
+from natdeploy.supernet import Subnet
+from natdeploy.tasks import Classification, SplitName
+from natdeploy.training.judge import BATCH
+
+MAX_DROP = 1.0
+FEW_IMAGES = 32
+"""With fewer, what int8 learns of ranges is told to be unsure."""
+NOISE_IMAGES = 16
+"""Images of chance that files are compared on with torch where no others are given."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of every net.
+
+    Attributes:
+        formats: of its files.
+        precisions: of its files; without any, the one the search chose for the net, or fp32.
+        max_drop: points of validation accuracy that a file may lose to torch.
+        input: that its files take.
+    """
+
+    formats: tuple[Format, ...]
+    precisions: tuple[str, ...] = ()
+    max_drop: float = MAX_DROP
+    input: InputKind = "nchw"
+
+    def precisions_of(self, own: str | None) -> list[str]:
+        """Of a net whose own precision the search chose, or not; the safest first, so that it is known what to offer for others."""
+        return sorted(dict.fromkeys(self.precisions or (own or PRECISIONS[0],)), key=PRECISIONS.index)
+
+
+def wanted(formats: Sequence[str], precisions: Sequence[str] = (), *, max_drop: float = MAX_DROP, input: str = "nchw") -> Wanted:
+    """What a user asks for by names.
+
+    Raises:
+        UsageError: a name is unknown, or nothing is asked for.
+        DeviceError: the runtime of a format is not installed.
+    """
+    for name in precisions:
+        check_precision(name)
+    known = next((each for each in INPUT_KINDS if each == input), None)
+    if known is None:
+        raise UsageError(f"there is no input {input!r} of files; choose {', '.join(INPUT_KINDS)}")
+    if not max_drop >= 0:
+        raise UsageError(f"at most {max_drop:g} points of accuracy may be lost? give 0 or more")
+    chosen = tuple(get_format(name) for name in dict.fromkeys(formats))
+    if not chosen:
+        raise UsageError(f"no format is asked for; choose {', '.join(FORMATS)}")
+    for format in chosen:
+        installed_version(format.checked_by())
+    return Wanted(chosen, tuple(precisions), max_drop, known)
+
+
+class Bundle:
+    """The folder of one net, and what is needed to add files to it.
+
+    Args:
+        folder: of the files.
+        description: of the net.
+        subnet: gives the net, in evaluation mode on the CPU; asked only if a file is made.
+        task: gives images; None where there are none, and files are compared on noise.
+        labelled: whether the images are of the net's own classes, so that there is an accuracy.
+        wanted: of the files.
+        progress: is told what is refused, and what else to know.
+        latencies: what is known of a net whose folder is new.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        description: Description,
+        subnet: Callable[[], Subnet],
+        task: Classification | None,
+        *,
+        wanted: Wanted,
+        progress: Progress,
+        labelled: bool = True,
+        latencies: tuple[Latency, ...] = (),
+    ) -> None:
+        self._folder, self._description, self._load, self._task = folder, description, subnet, task
+        self._wanted, self._progress, self._labelled = wanted, progress, labelled
+        self._resolution = Arch.parse(description.arch).resolution
+        self._metadata = self._known(latencies)
+
+    def add(self, format: Format, precision: str, *, role: str, path: str) -> FileRecord:
+        """Makes a file, unless it is there, and puts it into the folder, unless it is refused.
+
+        Args:
+            format: of the file.
+            precision: of it.
+            role: of the net, for the record.
+            path: of the folder, for the record.
+
+        Raises:
+            UsageError: int8, and there are no images.
+            MissingRuntimeError: what writes the format is not installed.
+            NatdeployError: the file cannot be written.
+        """
+        name = format.file_name(precision)
+        file = self._made_before(format, precision)
+        refused = None
+        if file is None:
+            with tempfile.TemporaryDirectory() as unchecked:
+                file = self._make(format, precision, Path(unchecked))
+                refused = self._refusal(file)
+                if refused is None:
+                    self._metadata = add_file(self._folder, self._metadata, file, Path(unchecked))
+                else:
+                    self._metadata = remove_file(self._folder, self._metadata, name)
+                    self._progress.note(f"{self._description.id}: {name} is refused: {refused}")
+        return FileRecord(
+            role=role,
+            id=self._description.id,
+            format=format.name,
+            precision=precision,
+            path=None if refused else f"{path}/{name}",
+            size_mb=file.size_mb,
+            validation_accuracy=file.validation_accuracy,
+            test_accuracy=file.test_accuracy,
+            agreement=file.parity.top1_agreement,
+            max_rel=file.parity.max_rel,
+            refused=refused,
+        )
+
+    @cached_property
+    def _subnet(self) -> Subnet:
+        return self._load()
+
+    @property
+    def _splits(self) -> tuple[SplitName, ...]:
+        return ("validation",) if self._task is None else ("validation", "test")
+
+    def _batches(self, split: SplitName) -> Iterable[Batch]:
+        return self._noise if self._task is None else self._task.batches(split, self._resolution, BATCH)
+
+    @cached_property
+    def _noise(self) -> list[Batch]:
+        """Pixels of chance, as the network takes them, and labels that mean nothing."""
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (NOISE_IMAGES, 3, self._resolution, self._resolution), generator=generator)
+        how = self._description.preprocessing
+        mean, std = (torch.tensor(each).view(3, 1, 1) for each in (how.mean, how.std))
+        return [((pixels / 255 - mean) / std, torch.zeros(NOISE_IMAGES, dtype=torch.int64))]
+
+    @cached_property
+    def _reference(self) -> dict[SplitName, Batch]:
+        """What torch answers."""
+        return {split: torch_outputs(self._subnet, self._batches(split)) for split in self._splits}
+
+    @cached_property
+    def _calibration(self) -> list[Tensor]:
+        if self._task is None:
+            raise UsageError("int8 learns its ranges from images, and none are given; give some with --data")
+        images = calibration_images(self._task, self._resolution, CALIBRATION_IMAGES)
+        if len(images) < FEW_IMAGES:
+            self._progress.note(
+                f"int8 learns its ranges from {len(images)} images, all that the calibration split has; {CALIBRATION_IMAGES} are "
+                "usual, and the accuracy may suffer"
+            )
+        return images
+
+    def _known(self, latencies: tuple[Latency, ...]) -> Metadata:
+        """What the folder says already, of this net; else nothing but the description."""
+        try:
+            found = read_bundle(self._folder) if (self._folder / METADATA).exists() else None
+        except DamagedFileError as error:
+            self._progress.note(f"{error.args[0].split('; ')[0]}: what is asked for is exported anew")
+            found = None
+        if found is not None and found.description.same_net(self._description):
+            return found.model_copy(update={"description": self._description})
+        return Metadata(description=self._description, validation_accuracy=None, test_accuracy=None, latencies=latencies)
+
+    def _made_before(self, format: Format, precision: str) -> ModelFile | None:
+        """A file that is there, and would come out the same and pass."""
+        runtime = format.checked_by()
+        for file in self._metadata.files:
+            if (
+                file.name == format.file_name(precision)
+                and file.input == input_facts(ort.INPUT, self._wanted.input, self._resolution)
+                and file.checked_in == f"{runtime.NAME} {installed_version(runtime)}"
+                and self._refusal(file) is None
+            ):
+                return file
+        return None
+
+    def _make(self, format: Format, precision: str, folder: Path) -> ModelFile:
+        """Writes a file into a folder and tries it there."""
+        runtime, path = format.checked_by(), folder / format.file_name(precision)
+        wanted = input_facts(ort.INPUT, self._wanted.input, self._resolution)
+        calibration = self._calibration if precision == "int8" else []
+        write(
+            self._subnet,
+            path,
+            format,
+            precision,
+            kind=self._wanted.input,
+            description=self._description,
+            calibration=calibration,
+        )
+        outputs = {split: self._outputs(path, runtime, precision, wanted, split) for split in self._splits}
+        found, expected = (
+            {split: accuracy(self._task, each[split]) if self._task and self._labelled else None for split in self._splits}
+            for each in (outputs, self._reference)
+        )
+        before, after = expected["validation"], found["validation"]
+        self._metadata = self._metadata.model_copy(update={"validation_accuracy": before, "test_accuracy": expected.get("test")})
+        companions = format.runtime.companions(path)
+        return ModelFile(
+            name=path.name,
+            format=format.name,
+            precision=precision,
+            sha256=sha256(path),
+            companions={each.name: sha256(each) for each in companions},
+            size_mb=size_mb((path, *companions)),
+            opset=onnx.opset(path) if path.suffix == ort.SUFFIX else None,
+            input=wanted,
+            output=TensorFacts(name=ort.OUTPUT, shape=(1, len(self._description.labels))),
+            quantisation=quantisation(format, len(calibration)) if precision == "int8" else None,
+            checked_in=f"{runtime.NAME} {installed_version(runtime)}",
+            validation_accuracy=after,
+            drop=None if before is None or after is None else 100 * (before - after),
+            test_accuracy=found.get("test"),
+            parity=compare(outputs["validation"][0], self._reference["validation"][0]),
+        )
+
+    def _outputs(self, path: Path, runtime: Runtime, precision: str, wanted: TensorFacts, split: SplitName) -> Batch:
+        def prepare(image: Tensor) -> Array:
+            return as_input(image, wanted, self._description.preprocessing)
+
+        return file_outputs(path, runtime, precision, self._batches(split), shape=wanted.shape, prepare=prepare)
+
+    def _refusal(self, file: ModelFile) -> str | None:
+        """Why a file is not to be used, and what to use in its place."""
+        if file.precision == PRECISIONS[0] and not file.parity.max_rel <= PARITY_LIMIT:
+            return (
+                f"its logits differ from torch's by {file.parity.max_rel:.0e} of an image's largest (at most {PARITY_LIMIT:g} is "
+                "allowed); report this as a fault of natdeploy"
+            )
+        if file.drop is None or file.drop <= self._wanted.max_drop:
+            return None
+        better = PRECISIONS[: PRECISIONS.index(file.precision)][::-1]
+        there = [
+            each.name
+            for precision in better
+            for each in self._metadata.files
+            if (each.format, each.precision) == (file.format, precision)
+        ]
+        instead = [f"use {there[0]}"] if there else [f"export it with --precision {each}" for each in better[:1]]
+        lost = f"it loses {file.drop:.1f} points of validation accuracy, and at most {self._wanted.max_drop:g} may be lost"
+        return "; ".join([lost, *instead])
