@@ -118,7 +118,7 @@ def _show(result: BenchmarkResult) -> None:
     for found in result.agreements:
         ranks = "" if found.spearman is None else f", Spearman {found.spearman:.3f}"
         typer.echo(
-            f"predicted against measured p50 of {found.n} nets on {found.target}: {found.within_5:.0%} within 5 %, "
+            f"predicted against measured {found.measured} of {found.n} nets on {found.target}: {found.within_5:.0%} within 5 %, "
             f"{found.within_10:.0%} within 10 %, mean error {found.mape:.1%}{ranks}"
         )
     for remark in result.remarks:

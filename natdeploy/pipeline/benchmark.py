@@ -32,6 +32,7 @@ from natdeploy.pipeline.model_files import Subject, bundle, foreign
 from natdeploy.pipeline.run_files import run_subjects
 from natdeploy.pipeline.search import LOG, read_config
 from natdeploy.pipeline.timings import (
+    Agreement,
     BenchmarkResult,
     Mode,
     ModelTimes,
@@ -111,7 +112,7 @@ def benchmark(
             begun_utc=begun,
             ended_utc=_utc(),
             sections=tuple(sections),
-            agreements=tuple(found for section in sections if (found := agreement(section)) is not None),
+            agreements=tuple(_agreements(sections)),
             remarks=tuple(_remarks(models, known)) if mode == "latency" else (),
         )
         if other is not None and compare_with is not None and models:
@@ -122,6 +123,13 @@ def benchmark(
     if not models:
         raise DeviceError("; ".join(f"{name} does not run on its target: {why}" for name, why in result.failures.items()))
     return result
+
+
+def _agreements(sections: Sequence[Section]) -> Iterator[Agreement]:
+    for section in sections:
+        for found in (agreement(section, "p50"), agreement(section, "undisturbed")):
+            if found is not None:
+                yield found
 
 
 def _remarks(models: Sequence[ModelTimes], known: Sequence[LatencyRecord]) -> Iterator[str]:

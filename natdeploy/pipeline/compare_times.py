@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -112,10 +112,10 @@ def ratio_interval(here: Sequence[float], there: Sequence[float]) -> tuple[float
     return math.exp(centre - half), math.exp(centre + half)
 
 
-def agreement(section: Section) -> Agreement | None:
+def agreement(section: Section, measured_as: Literal["p50", "undisturbed"] = "p50") -> Agreement | None:
     """Predicted against measured, of the front's nets; None where nothing is predicted."""
     pairs = [
-        (model.predicted_ms, model.latency.typical_ms)
+        (model.predicted_ms, model.latency.typical_ms if measured_as == "p50" else model.latency.undisturbed_ms)
         for model in section.models
         if model.role != "baseline" and model.predicted_ms is not None and model.latency is not None
     ]
@@ -126,6 +126,7 @@ def agreement(section: Section) -> Agreement | None:
     varied = len(pairs) > 2 and len(set(predicted)) > 1 and len(set(measured)) > 1
     return Agreement(
         target=section.target,
+        measured=measured_as,
         n=len(pairs),
         within_5=float((error <= 0.05).mean()),
         within_10=float((error <= 0.10).mean()),
@@ -142,15 +143,17 @@ def slower_int8(models: Iterable[ModelTimes], known: Iterable[LatencyRecord]) ->
         known: measured in the run at any time.
     """
     times: dict[tuple[str, str], dict[str, float]] = {}
-    rows = [(each.id, each.target, each.p50_ms or each.mean_ms) for each in known]
-    rows += [(each.id or each.name, each.target, each.value) for each in models]
-    for net, target, ms in rows:
+    shaky: set[tuple[str, str]] = set()
+    rows = [(each.id, each.target, each.p50_ms or each.mean_ms, each.unstable) for each in known]
+    rows += [(each.id or each.name, each.target, each.value, each.flags.unstable) for each in models]
+    for net, target, ms, unstable in rows:
         for precision in ("int8", "fp32"):
             if f"-{precision}-" in target:
                 key = net.removesuffix("-int8"), target.replace(f"-{precision}-", "-")
                 times.setdefault(key, {})[precision] = ms
+                shaky |= {key} if unstable else set()
     slower = [
-        f"{net} on {target} ({each['int8']:.3f} against {each['fp32']:.3f} ms)"
+        f"{net} on {target} ({each['int8']:.3f} against {each['fp32']:.3f} ms{', unstable' if (net, target) in shaky else ''})"
         for (net, target), each in times.items()
         if len(each) == 2 and each["int8"] > (1 + UNSTABLE) * each["fp32"]
     ]

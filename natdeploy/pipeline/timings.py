@@ -228,6 +228,7 @@ class Agreement(_Facts):
 
     Attributes:
         target: of both.
+        measured: `p50` of wall time, or `undisturbed` time, which is what predictors are learned from.
         n: nets.
         within_5: share predicted within 5 % of what was measured.
         within_10: share within 10 %.
@@ -236,6 +237,7 @@ class Agreement(_Facts):
     """
 
     target: str
+    measured: Literal["p50", "undisturbed"]
     n: int
     within_5: float
     within_10: float

@@ -156,7 +156,7 @@ def test_benchmark_ends_with_times(calls: list[Any], arguments: list[str], expec
 def test_what_is_known_beside_the_times_is_said(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     pair = {"name": "a/b.onnx", "other": "b.onnx", "ratio": 0.8, "low": 0.7, "high": 0.9, "real": True, "verdict": "20 % less"}
     comparison = {"other": "old.json", "differences": ["cpu is x here and y there"], "pairs": [pair]}
-    agreement = {"target": "host", "n": 4, "within_5": 0.5, "within_10": 1.0, "mape": 0.043, "spearman": 0.99}
+    agreement = {"target": "host", "measured": "p50", "n": 4, "within_5": 0.5, "within_10": 1.0, "mape": 0.043, "spearman": 0.99}
     more = {"comparison": comparison, "agreements": [agreement], "remarks": ["int8 is slower than fp32 here: x"]}
     found = pipeline.BenchmarkResult.model_validate(timings().model_dump() | more)
     monkeypatch.setattr(pipeline, "benchmark", lambda *_, **__: found)

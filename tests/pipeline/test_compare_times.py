@@ -100,6 +100,9 @@ def test_int8_that_is_slower_is_named() -> None:
     fp32 = LatencyRecord("front", "4f", "host/onnxruntime-fp32-1t", 1.0, None, 1.0, 9, False)
     slower = model("front-4f", (1.2, 1.2), id="4f", target="host/onnxruntime-int8-1t", precision="int8")
     assert slower_int8([slower], [fp32]) == ("int8 is slower than fp32 here: 4f on host/onnxruntime-1t (1.200 against 1.000 ms)")
+    said = slower_int8([slower.model_copy(update={"flags": FLAGS.model_copy(update={"unstable": True})})], [fp32])
+    assert said is not None
+    assert said.endswith("ms, unstable)")
     searched = model("front-4f-int8", (1.2, 1.2), id="4f-int8", target="host/onnxruntime-int8-1t", precision="int8")
     assert slower_int8([searched], [fp32]) is not None
     assert slower_int8([model("x", (1.2, 1.2), id="4f", target="host/tflite-int8-1t")], [fp32]) is None, "another runtime"
@@ -113,4 +116,7 @@ def test_predictions_are_held_against_what_was_measured() -> None:
     assert found is not None
     assert (found.n, found.within_5, found.within_10, found.spearman) == (3, pytest.approx(1 / 3), pytest.approx(2 / 3), 1)
     assert found.mape == pytest.approx((0.04 + 0.08 + 0.25) / 3)
+    undisturbed = agreement(section, "undisturbed")
+    assert undisturbed is not None
+    assert undisturbed.measured == "undisturbed"
     assert agreement(result(model("a")).sections[0]) is None
