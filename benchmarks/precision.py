@@ -260,7 +260,7 @@ def compare_whole(options: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 def test_accuracy(subnet: Subnet, target: Target, task: Any) -> float:
     if target.precision == NATIVE:
-        return judge(subnet, task, "test").accuracy
+        return judge(subnet, task, "test").metric
     return judge_in_runtime(subnet, target, task, "test").accuracy
 
 
