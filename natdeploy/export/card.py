@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from natdeploy.export.facts import Latency, Metadata, ModelFile
-from natdeploy.export.formats import FORMATS
+from natdeploy.export.formats import FORMATS, PRECISIONS
 from natdeploy.export.scripts import script_name
 
 _CARD = """---
@@ -24,7 +24,8 @@ An image classifier for {classes} classes at {size} px, {origin} by natdeploy.
 |---|---|---|---|---|---|---|
 {rows}
 
-Latency is of one image on one device, measured where it says no else; accuracy is that of the file in its runtime, on test images.
+Latency is of one image on one device, measured where it does not say otherwise; accuracy is that of the file in its runtime, on
+test images.{slower}
 
 | | |
 |---|---|
@@ -63,6 +64,7 @@ def model_card(metadata: Metadata) -> str:
         classes=len(what.labels),
         size=what.preprocessing.size_px,
         rows="\n".join(_rows(metadata)),
+        slower="".join(f" {sentence}" for sentence in _slower(metadata)),
         table="\n".join(f"| {name} | {value} |" for name, value in about),
         use="\n".join(f"    python {script_name(each)} photo.jpg" for each in formats),
         labels=", ".join(map(_plain, what.labels)),
@@ -85,6 +87,16 @@ def _rows(metadata: Metadata) -> Iterable[str]:
     for file in metadata.files:
         if file.name not in timed:
             yield _row("", _runtime_of(file), file.precision, ("", ""), file)
+
+
+def _slower(metadata: Metadata) -> Iterable[str]:
+    """What a smaller precision does not bring: a sentence a target where it was measured and is no faster than fp32."""
+    measured = {each.target: each.measured_p50_ms for each in metadata.latencies if each.measured_p50_ms is not None}
+    for target, p50_ms in measured.items():
+        rest, precision, threads = target.rsplit("-", 2)
+        whole_ms = measured.get(f"{rest}-{PRECISIONS[0]}-{threads}")
+        if precision != PRECISIONS[0] and whole_ms is not None and p50_ms >= whole_ms:
+            yield f"On {rest}, {precision} is no faster than fp32 ({p50_ms:.3f} and {whole_ms:.3f} ms): use the fp32 file there."
 
 
 def _runtime_of(file: ModelFile) -> str:

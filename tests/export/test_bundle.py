@@ -153,6 +153,17 @@ def test_a_latency_is_recorded_a_target(folder: Path) -> None:
     assert "| pixel4 | tflite, 1 thread | fp32 | mean 4.250 ms (50 runs) |  |  |  |" in card, "there is no such file"
 
 
+def test_a_precision_that_is_no_faster_is_said_to_be_so(folder: Path) -> None:
+    record_latency(folder, LATENCY.model_copy(update={"measured_p50_ms": 0.6, "measured_n": 100}))
+    faster = Latency(target="host/onnxruntime-fp16-1t", measured_p50_ms=0.5, measured_n=100)
+    elsewhere = Latency(target="pi4/onnxruntime-int8-1t", measured_p50_ms=9.0, measured_n=100)
+    for each in (faster, elsewhere, Latency(target="host/onnxruntime-int8-1t", measured_p50_ms=0.7, measured_n=100)):
+        record_latency(folder, each)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "On host/onnxruntime, int8 is no faster than fp32 (0.700 and 0.600 ms): use the fp32 file there." in card
+    assert card.count("is no faster than") == 1
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
