@@ -24,7 +24,11 @@ LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tflite": "ai
 @pytest.fixture(params=LIBRARIES)
 def name(request: pytest.FixtureRequest) -> str:
     runtime = str(request.param)
-    pytest.importorskip(LIBRARIES[runtime], reason=f"pip install {get_runtime(runtime).REQUIREMENT}", exc_type=ImportError)
+    pytest.importorskip(
+        LIBRARIES[runtime],
+        reason=f"{runtime} is not installed; pip install {get_runtime(runtime).REQUIREMENT}",
+        exc_type=ImportError,
+    )
     return runtime
 
 

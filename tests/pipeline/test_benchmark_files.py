@@ -73,7 +73,9 @@ def test_a_foreign_file_is_timed_in_its_runtime(fixed: Path, tmp_path: Path) -> 
 def test_files_of_several_runtimes_are_timed_each_with_its_own(net: nn.Module, fixed: Path, tmp_path: Path) -> None:
     files = [fixed]
     for name, package in (("tflite", "ai_edge_litert"), ("openvino", "openvino")):
-        pytest.importorskip(package, reason=f"pip install {get_runtime(name).REQUIREMENT}", exc_type=ImportError)
+        pytest.importorskip(
+            package, reason=f"{name} is not installed; pip install {get_runtime(name).REQUIREMENT}", exc_type=ImportError
+        )
         path = tmp_path / f"net{get_runtime(name).SUFFIX}"
         get_runtime(name).convert(net, torch.zeros(1, 3, 32, 32), path, dynamic_size=False)
         files.append(path)
@@ -96,7 +98,7 @@ def test_open_sizes_ask_for_a_shape(open_sizes: Path, fixed: Path) -> None:
 
 
 def test_an_openvino_file_of_open_sizes_asks_too(net: nn.Module, tmp_path: Path) -> None:
-    pytest.importorskip("openvino", reason="pip install openvino", exc_type=ImportError)
+    pytest.importorskip("openvino", reason="OpenVINO is not installed; pip install openvino", exc_type=ImportError)
     path = tmp_path / "net.xml"
     get_runtime("openvino").convert(net, torch.zeros(1, 3, 32, 32), path, dynamic_size=True)
     with pytest.raises(UsageError, match=r"leaves sizes of its input open \(input: 1x3x\?x\?\)"):
@@ -144,7 +146,7 @@ def test_inputs_of_other_types_are_filled_by_what_they_mostly_are(tmp_path: Path
 def test_what_is_no_model_is_said(name: str, content: bytes | None, reason: str, tmp_path: Path) -> None:
     library = {".tflite": "ai_edge_litert", ".xml": "openvino"}.get(Path(name).suffix)
     if library is not None:
-        pytest.importorskip(library, reason=f"{library} is not installed", exc_type=ImportError)
+        pytest.importorskip(library, reason=f"{library} is not installed; pip install {library}", exc_type=ImportError)
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=reason):

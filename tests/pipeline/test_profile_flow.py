@@ -83,7 +83,7 @@ def test_two_threads_are_another_target(result: pipeline.ProfileResult) -> None:
 
 
 def test_a_target_starts_from_another_ones_table(result: pipeline.ProfileResult) -> None:
-    pytest.importorskip("ai_edge_litert", reason="pip install ai-edge-litert", exc_type=ImportError)
+    pytest.importorskip("ai_edge_litert", reason="LiteRT is not installed; pip install ai-edge-litert", exc_type=ImportError)
     tables = result.folder.parents[1]
     arguments = {"space": "demo", "tables": tables, "budget_minutes": 1e-6}
     with pytest.raises(UsageError, match="no table of host/openvino-fp32-1t and demo"):

@@ -154,7 +154,7 @@ def test_export_benchmark_report(finished: SearchConfig, tmp_path: Path) -> None
 def test_benchmark_on_another_runtime_converts_the_same_nets(
     finished: SearchConfig, notes: Any, target: str, library: str, package: str
 ) -> None:
-    pytest.importorskip(library, reason=f"pip install {package}", exc_type=ImportError)
+    pytest.importorskip(library, reason=f"{package} is not installed; pip install {package}", exc_type=ImportError)
     folder = finished.out
     pipeline.export(folder)
     before = [net.measured_p50_ms for net in read_nets(folder)]
@@ -168,7 +168,7 @@ def test_benchmark_on_another_runtime_converts_the_same_nets(
 def test_a_tool_that_tells_no_median_leaves_it_open_and_its_means_are_told(
     finished: SearchConfig, notes: Any, tmp_path: Path, stand_in: Callable[[str, str], str]
 ) -> None:
-    pytest.importorskip("ai_edge_litert", reason="pip install ai-edge-litert", exc_type=ImportError)
+    pytest.importorskip("ai_edge_litert", reason="LiteRT is not installed; pip install ai-edge-litert", exc_type=ImportError)
     pipeline.export(finished.out)
     device = tmp_path / "phone.toml"
     tool = json.dumps(stand_in("benchmark_model", "plain"))

@@ -12,7 +12,9 @@ from test_report_page import BASELINE, BEATEN, BEST, DATA, FASTEST, KNEE
 from natdeploy.report import PageData, write_page
 from natdeploy.space import Arch, get_space
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+webdriver = pytest.importorskip(
+    "selenium.webdriver", reason="selenium, which drives the browser, is not installed; pip install selenium"
+)
 
 SPACE = get_space("mbv2")
 BLOCKS = {each.arch: SPACE.blocks(Arch.parse(each.arch), 12) for each in DATA.nets}

@@ -21,7 +21,9 @@ WAIT_S = 30.0
 
 def until(browser: Any, script: str) -> Any:
     """What a script gives once that is true."""
-    wait = pytest.importorskip("selenium.webdriver.support.wait", reason="selenium is not installed")
+    wait = pytest.importorskip(
+        "selenium.webdriver.support.wait", reason="selenium, which drives the browser, is not installed; pip install selenium"
+    )
     return wait.WebDriverWait(browser, WAIT_S, 0.05).until(lambda shown: shown.execute_script(f"return {script}"))
 
 

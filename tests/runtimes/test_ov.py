@@ -16,7 +16,7 @@ from torch import nn
 
 from natdeploy.runtimes import ov
 
-openvino = pytest.importorskip("openvino", reason="pip install openvino", exc_type=ImportError)
+openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed; pip install openvino", exc_type=ImportError)
 SHAPE = (1, 3, 24, 24)
 
 
@@ -61,7 +61,9 @@ def test_precision_is_explicit(path: Path, precision: str, hint: str) -> None:
     assert all(where.endswith(f"_{hint}") for where in convolutions)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("nncf") is None, reason="pip install nncf")
+@pytest.mark.skipif(
+    importlib.util.find_spec("nncf") is None, reason="NNCF, which quantises for OpenVINO, is not installed; pip install nncf"
+)
 def test_quantisation_is_silent_and_deterministic(net: nn.Module, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     loggers, data = logging.getLoggerClass(), [torch.randn(SHAPE) for _ in range(3)]
     capfd.readouterr()

@@ -20,7 +20,9 @@ from natdeploy.latency.blocks import input_shape, parse_block
 from natdeploy.runtimes import tflite, tflite_writer
 from natdeploy.supernet import build_block
 
-schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="pip install ai-edge-litert", exc_type=ImportError)
+schema = pytest.importorskip(
+    "ai_edge_litert.schema_py_generated", reason="LiteRT is not installed; pip install ai-edge-litert", exc_type=ImportError
+)
 OPERATORS = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
 
 
@@ -154,7 +156,7 @@ def test_unlike_ranks_shared_convolutions_and_the_like_are_not_written() -> None
 
 
 def test_writes_the_operators_that_litert_torch_makes(tmp_path: Path) -> None:
-    pytest.importorskip("litert_torch", reason="pip install litert-torch", exc_type=ImportError)
+    pytest.importorskip("litert_torch", reason="litert-torch is not installed; pip install litert-torch", exc_type=ImportError)
     torch.manual_seed(0)
     middle, head = parse_block("mbconv-8x6-m12-o8-k5-s2-se4-hswish"), parse_block("head-4x8-m8-o16-k1-s1")
     module = _settled(nn.Sequential(build_block(middle), build_block(head), nn.Linear(16, 5)))
@@ -166,7 +168,7 @@ def test_writes_the_operators_that_litert_torch_makes(tmp_path: Path) -> None:
 
 
 def test_translates_the_rest_in_silence_and_at_any_size(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("litert_torch", reason="pip install litert-torch", exc_type=ImportError)
+    pytest.importorskip("litert_torch", reason="litert-torch is not installed; pip install litert-torch", exc_type=ImportError)
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
     path = tmp_path / "net.tflite"
