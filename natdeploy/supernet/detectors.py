@@ -142,7 +142,7 @@ class RetinaNet(nn.Module):
 
 def _rows(x: Tensor, columns: int) -> Tensor:
     """(n, anchors * columns, h, w) -> (n, h * w * anchors, columns): the order of the anchors."""
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1, columns)
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, columns)
 
 
 Detector = SSDLite | RetinaNet
@@ -245,16 +245,29 @@ def decoder(kind: DetectorKind, count: int) -> Decode:
 def select(decoded: Tensor) -> Tensor:
     """The objects (d, 6) found in one image, best first: box, label, score.
 
-    Non-maximum suppression, class by class, of the best candidates. It is made of what ONNX has, so it can be exported.
-
     Args:
         decoded: (a, 4 + classes), of `Decode`.
     """
-    from torchvision.ops import nms
+    count, columns = decoded.shape
+    return _select(decoded, columns - 4, min(CANDIDATES, count * (columns - 4)))
 
-    classes = decoded.shape[1] - 4
-    every = decoded[:, 4:].flatten()
-    scores, at = every.topk(min(CANDIDATES, every.shape[0]))
+
+class Select(nn.Module):
+    """`select` of (1, a, 4 + classes), as a part of a network that is exported: it is made of what ONNX has."""
+
+    def __init__(self, count: int, classes: int) -> None:
+        super().__init__()
+        self.classes, self.candidates = classes, min(CANDIDATES, count * classes)
+
+    def forward(self, decoded: Tensor) -> Tensor:
+        return _select(decoded[0], self.classes, self.candidates)
+
+
+def _select(decoded: Tensor, classes: int, candidates: int) -> Tensor:
+    """Non-maximum suppression, class by class, of the best candidates."""
+    from torchvision.ops import nms  # slow to import
+
+    scores, at = decoded[:, 4:].flatten().topk(candidates)
     labels = (at % classes).to(decoded.dtype)
     boxes = decoded[:, :4][torch.div(at, classes, rounding_mode="floor")]
     # Boxes of different classes are moved apart, so one pass serves all.
