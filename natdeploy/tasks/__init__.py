@@ -3,11 +3,11 @@
 from natdeploy.tasks.augment import Augmentation
 from natdeploy.tasks.classification import Classification
 from natdeploy.tasks.data import ImageSet, Splits, scan_images, split
-from natdeploy.tasks.masks import Masked, MaskSet, decode_masks, scan_masks, split_masks
+from natdeploy.tasks.masks import Masked, MaskSet, decode_masks, first_size, palette, scan_masks, split_masks
 from natdeploy.tasks.named import NAMED, NamedSet, Recipe, named_set, open_named
 from natdeploy.tasks.pixels import Pixels, PixelSource, decode, open_pixels
 from natdeploy.tasks.segmentation import MaskAugmentation, Segmentation
-from natdeploy.tasks.task import SplitName, Task
+from natdeploy.tasks.task import SplitName, Tally, Targets, Task, TaskName, moved, total
 
 __all__ = [
     "NAMED",
@@ -24,14 +24,21 @@ __all__ = [
     "Segmentation",
     "SplitName",
     "Splits",
+    "Tally",
+    "Targets",
     "Task",
+    "TaskName",
     "decode",
     "decode_masks",
+    "first_size",
+    "moved",
     "named_set",
     "open_named",
     "open_pixels",
+    "palette",
     "scan_images",
     "scan_masks",
     "split",
     "split_masks",
+    "total",
 ]
