@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from natdeploy.export import (
     Latency,
     Metadata,
     ModelFile,
+    Parity,
     TensorFacts,
     add_file,
     as_input,
@@ -39,17 +40,18 @@ from natdeploy.export import (
     remove_file,
     sha256,
     size_mb,
+    together,
     write,
 )
 from natdeploy.hardware.runtimes import CALIBRATION_IMAGES, Runtime, installed_version
-from natdeploy.pipeline.outputs import accuracy, calibration_images, file_outputs, torch_outputs
+from natdeploy.pipeline.outputs import Reference, calibration_images, file_outputs
 from natdeploy.progress import Progress
 from natdeploy.runtimes import ort
 from natdeploy.space import Arch
 from natdeploy.store import FileRecord
 from natdeploy.supernet import Subnet
-from natdeploy.tasks import Classification, SplitName
-from natdeploy.training.judge import BATCH
+from natdeploy.tasks import SplitName, Task
+from natdeploy.training.judge import BATCH, verdict_of
 
 MAX_DROP = 1.0
 FEW_IMAGES = 32
@@ -65,7 +67,7 @@ class Wanted:
     Attributes:
         formats: of its files.
         precisions: of its files; without any, the one the search chose for the net, or fp32.
-        max_drop: points of validation accuracy that a file may lose to torch.
+        max_drop: points of the task's metric on validation images, accuracy or mean IoU, that a file may lose to torch.
         input: that its files take.
     """
 
@@ -120,7 +122,7 @@ class Bundle:
         folder: Path,
         description: Description,
         subnet: Callable[[], Subnet],
-        task: Classification | None,
+        task: Task | None,
         *,
         wanted: Wanted,
         progress: Progress,
@@ -129,7 +131,7 @@ class Bundle:
     ) -> None:
         self._folder, self._description, self._load, self._task = folder, description, subnet, task
         self._wanted, self._progress, self._labelled = wanted, progress, labelled
-        self._resolution = Arch.parse(description.arch).resolution
+        self._resolution, self._size = Arch.parse(description.arch).resolution, description.preprocessing.size
         self._metadata = self._known(latencies)
 
     def add(self, format: Format, precision: str, *, role: str, path: str) -> FileRecord:
@@ -187,15 +189,39 @@ class Bundle:
     def _noise(self) -> list[Batch]:
         """Pixels of chance, as the network takes them, and labels that mean nothing."""
         generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(0, 256, (NOISE_IMAGES, 3, self._resolution, self._resolution), generator=generator)
+        pixels = torch.randint(0, 256, (NOISE_IMAGES, 3, *self._size), generator=generator)
         how = self._description.preprocessing
         mean, std = (torch.tensor(each).view(3, 1, 1) for each in (how.mean, how.std))
         return [((pixels / 255 - mean) / std, torch.zeros(NOISE_IMAGES, dtype=torch.int64))]
 
     @cached_property
-    def _reference(self) -> dict[SplitName, Batch]:
+    def _reference(self) -> Reference:
         """What torch answers."""
-        return {split: torch_outputs(self._subnet, self._batches(split)) for split in self._splits}
+        return Reference(self._subnet, self._batches)
+
+    @cached_property
+    def _expected(self) -> dict[SplitName, float | None]:
+        """Metric of what torch answers."""
+        return {split: self._metric(self._reference(split)) for split in self._splits}
+
+    def _metric(self, answers: Iterable[Batch]) -> float | None:
+        """Of answers to the images of a split; None where these are not of the network's own classes."""
+        return verdict_of(self._task, answers).metric if self._task and self._labelled else None
+
+    def _tried(self, answers: Iterable[Batch], split: SplitName) -> tuple[float | None, Parity]:
+        """Metric of a file's answers to the images of a split, and how far they are from torch's."""
+        parities: list[Parity] = []
+
+        def compared() -> Iterator[Batch]:
+            for (outputs, labels), (expected, _) in zip(answers, self._reference(split), strict=True):
+                parities.append(compare(outputs, expected))
+                yield outputs, labels
+
+        compared_ones = compared()
+        metric = self._metric(compared_ones)
+        for _ in compared_ones:  # which nobody has asked for where there is no metric
+            pass
+        return metric, together(parities)
 
     @cached_property
     def _calibration(self) -> list[Tensor]:
@@ -205,7 +231,7 @@ class Bundle:
         if len(images) < FEW_IMAGES:
             self._progress.note(
                 f"int8 learns its ranges from {len(images)} images, all that the calibration split has; {CALIBRATION_IMAGES} are "
-                "usual, and the accuracy may suffer"
+                f"usual, and the {self._description.metric} may suffer"
             )
         return images
 
@@ -226,7 +252,7 @@ class Bundle:
         for file in self._metadata.files:
             if (
                 file.name == format.file_name(precision)
-                and file.input == input_facts(ort.INPUT, self._wanted.input, self._resolution)
+                and file.input == input_facts(ort.INPUT, self._wanted.input, self._size)
                 and file.checked_in == f"{runtime.NAME} {installed_version(runtime)}"
                 and self._refusal(file) is None
             ):
@@ -236,7 +262,7 @@ class Bundle:
     def _make(self, format: Format, precision: str, folder: Path) -> ModelFile:
         """Writes a file into a folder and tries it there."""
         runtime, path = format.checked_by(), folder / format.file_name(precision)
-        wanted = input_facts(ort.INPUT, self._wanted.input, self._resolution)
+        wanted = input_facts(ort.INPUT, self._wanted.input, self._size)
         calibration = self._calibration if precision == "int8" else []
         write(
             self._subnet,
@@ -247,13 +273,12 @@ class Bundle:
             description=self._description,
             calibration=calibration,
         )
-        outputs = {split: self._outputs(path, runtime, precision, wanted, split) for split in self._splits}
-        found, expected = (
-            {split: accuracy(self._task, each[split]) if self._task and self._labelled else None for split in self._splits}
-            for each in (outputs, self._reference)
+        answers = {split: self._answers(path, runtime, precision, wanted, split) for split in self._splits}
+        tried = {split: self._tried(each, split) for split, each in answers.items()}
+        before, (after, parity) = self._expected["validation"], tried["validation"]
+        self._metadata = self._metadata.model_copy(
+            update={"validation_accuracy": before, "test_accuracy": self._expected.get("test")}
         )
-        before, after = expected["validation"], found["validation"]
-        self._metadata = self._metadata.model_copy(update={"validation_accuracy": before, "test_accuracy": expected.get("test")})
         companions = format.runtime.companions(path)
         return ModelFile(
             name=path.name,
@@ -264,16 +289,16 @@ class Bundle:
             size_mb=size_mb((path, *companions)),
             opset=onnx.opset(path) if path.suffix == ort.SUFFIX else None,
             input=wanted,
-            output=TensorFacts(name=ort.OUTPUT, shape=(1, len(self._description.labels))),
+            output=TensorFacts(name=ort.OUTPUT, shape=self._subnet.output_shape),
             quantisation=quantisation(format, len(calibration)) if precision == "int8" else None,
             checked_in=f"{runtime.NAME} {installed_version(runtime)}",
             validation_accuracy=after,
             drop=None if before is None or after is None else 100 * (before - after),
-            test_accuracy=found.get("test"),
-            parity=compare(outputs["validation"][0], self._reference["validation"][0]),
+            test_accuracy=tried["test"][0] if "test" in tried else None,
+            parity=parity,
         )
 
-    def _outputs(self, path: Path, runtime: Runtime, precision: str, wanted: TensorFacts, split: SplitName) -> Batch:
+    def _answers(self, path: Path, runtime: Runtime, precision: str, wanted: TensorFacts, split: SplitName) -> Iterator[Batch]:
         def prepare(image: Tensor) -> Array:
             return as_input(image, wanted, self._description.preprocessing)
 
@@ -296,5 +321,8 @@ class Bundle:
             if (each.format, each.precision) == (file.format, precision)
         ]
         instead = [f"use {there[0]}"] if there else [f"export it with --precision {each}" for each in better[:1]]
-        lost = f"it loses {file.drop:.1f} points of validation accuracy, and at most {self._wanted.max_drop:g} may be lost"
+        lost = (
+            f"it loses {file.drop:.1f} points of validation {self._description.metric}, and at most "
+            f"{self._wanted.max_drop:g} may be lost"
+        )
         return "; ".join([lost, *instead])

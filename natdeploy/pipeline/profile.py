@@ -16,7 +16,7 @@ from natdeploy.errors import UsageError
 from natdeploy.hardware.check import runtime_version
 from natdeploy.hardware.device import Target, host_facts, parse_target
 from natdeploy.hardware.runtimes import get_runtime, installed_version
-from natdeploy.latency.blocks import input_shape
+from natdeploy.latency.blocks import input_shape, resizes
 from natdeploy.latency.journal import Journal
 from natdeploy.latency.plan import Plan, make_plan
 from natdeploy.latency.predictor import LatencyPredictor, Quality
@@ -162,10 +162,11 @@ def measure_table(
     def convert(what: Block | Arch, path: Path) -> None:
         # Latency does not depend on the weights, so they are left at random.
         if isinstance(what, Block):
-            module, shape = build_block(what), input_shape(what)
+            module, shape, dynamic = build_block(what), input_shape(what), resizes(what)
         else:
-            module, shape = Subnet(space, what, classes), (1, 3, what.resolution, what.resolution)
-        runtime.convert(module, torch.zeros(shape), path, precision=target.precision, dynamic_size=isinstance(what, Block))
+            subnet = Subnet(space, what, classes)
+            module, shape, dynamic = subnet, subnet.input_shape, False
+        runtime.convert(module, torch.zeros(shape), path, precision=target.precision, dynamic_size=dynamic)
 
     plan = _plan(space, classes, seed)
     if prior is not None:
@@ -207,7 +208,9 @@ def _prior(tables: Path, source: str, space: SearchSpace, precision: str | None,
 
 def _plan(space: SearchSpace, classes: int, seed: int) -> Plan:
     plan = make_plan(space, classes, blocks=MOST_BLOCKS, least=LEAST_BLOCKS, fit=FIT_SUBNETS, test=TEST_SUBNETS, seed=seed)
-    known = next(block for block in plan.blocks if block.kind == "classifier")
+    known = next((block for block in plan.blocks if block.kind == "classifier"), None)
+    if known is None:  # a dense head's cost is its classes', and its table is for these alone
+        return plan
     others = tuple(replace(known, out_channels=count) for count in CLASSIFIERS if count != classes)
     return replace(plan, blocks=(*others, *plan.blocks))
 

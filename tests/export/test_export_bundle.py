@@ -77,7 +77,7 @@ def add(
             companions={each.name: sha256(each) for each in companions},
             size_mb=size_mb((path, *companions)),
             opset=17 if path.suffix == ".onnx" else None,
-            input=input_facts("input", kind, subnet.arch.resolution),
+            input=input_facts("input", kind, subnet.input_shape[2:]),
             output=TensorFacts(name="output", shape=(1, 7)),
             quantisation=quantisation(format, 8) if precision == "int8" else None,
             checked_in="onnxruntime 1.0",

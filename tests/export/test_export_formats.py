@@ -67,7 +67,7 @@ def compared(describe: Describe, pictures: Pictures) -> Callable[..., Parity]:
     """What compares a file with a subnet, in the runtime that checks it."""
 
     def compute(subnet: Subnet, path: Path, name: str, precision: str = "fp32", kind: InputKind = "nchw") -> Parity:
-        runtime, wanted = FORMATS[name].checked_by(), input_facts("input", kind, subnet.arch.resolution)
+        runtime, wanted = FORMATS[name].checked_by(), input_facts("input", kind, subnet.input_shape[2:])
         session = runtime.load(path, wanted.shape, 1, precision, runtime.DELEGATES[0])
         _, images = pictures(subnet, 10)
         batches = [(each, torch.zeros(len(each))) for each in images.split(4)]
@@ -263,7 +263,7 @@ def test_onnx_tells_its_input(make_subnet: Make, export: Callable[..., Path], ki
 def test_bytes_of_an_image_are_found_again(make_subnet: Make, describe: Describe, pictures: Pictures) -> None:
     subnet = make_subnet(1)
     pixels, images = pictures(subnet, 3)
-    wanted = input_facts("input", "image", subnet.arch.resolution)
+    wanted = input_facts("input", "image", subnet.input_shape[2:])
     for image, expected in zip(images, pixels, strict=True):
         np.testing.assert_array_equal(as_input(image, wanted, describe(subnet).preprocessing)[0], expected.permute(1, 2, 0))
 
