@@ -97,7 +97,7 @@ class Description(_Facts):
     data_fingerprint: str | None = None
     random_seed: int | None = None
     versions: dict[str, str]
-    task: Literal["classification", "segmentation"] = "classification"
+    task: Literal["classification", "segmentation", "detection"] = "classification"
     metric: str = "accuracy"
     palette: tuple[tuple[int, int, int], ...] | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,6 +79,24 @@ class BoxSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def fingerprint(self) -> str:
+        """SHA-256 that says whether this is the same data set: over name and size of every image, its boxes, and the classes.
+
+        Raises:
+            DataError: a file has gone since the folder was scanned.
+        """
+        digest = hashlib.sha256("\n".join(self.classes).encode())
+        for path, objects in zip(self.images, self.objects, strict=True):
+            try:
+                digest.update(f"{path}\0{(self.root / path).stat().st_size}\n".encode())
+            except OSError as error:
+                raise DataError(
+                    f"{self.root / path} cannot be read ({error.strerror}); leave the folder alone while it is used"
+                ) from error
+            for array in (objects.boxes, objects.labels, objects.crowd):
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     @property
     def negatives(self) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from natdeploy.tasks.data import Splits
 
-TaskName = Literal["classification", "segmentation"]
+TaskName = Literal["classification", "segmentation", "detection"]
 
 SplitName = Literal["train", "validation", "calibration", "test"]
 
