@@ -43,7 +43,7 @@ _PRIOR = 0.01
 """Probability that every anchor begins with, so that the many empty ones do not drown the others (section 4.1)."""
 
 WEIGHTS: dict[DetectorKind, tuple[float, float, float, float]] = {"ssdlite": (10, 10, 5, 5), "retinanet": (1, 1, 1, 1)}
-"""By which offsets are multiplied before they are learned, as in torchvision."""
+"""By which offsets are multiplied before they are learned, as in torchvision: how far to move, and how far to stretch."""
 _LARGEST = math.log(1000 / 16)
 """No anchor is stretched by more than e to this; torchvision's bound."""
 
@@ -250,10 +250,10 @@ class Decode(nn.Module):
     def forward(self, answers: Tensor) -> Tensor:
         places = (anchors(self.kind, answers.shape[1]) if self.places is None else self.places).to(answers.device)
         extent = places[:, 2:] - places[:, :2]
-        scale = torch.tensor([1 / each for each in WEIGHTS[self.kind]], device=answers.device)
-        offsets, logits = answers[..., :4] * scale, answers[..., 4:]
-        centre = offsets[..., :2] * extent + (places[:, :2] + extent / 2)
-        half = offsets[..., 2:].clamp(max=_LARGEST).exp() * (extent / 2)
+        move, _, stretch, _ = WEIGHTS[self.kind]
+        centre = answers[..., :2] * (extent / move) + (places[:, :2] + extent / 2)
+        half = (answers[..., 2:4] / stretch).clamp(max=_LARGEST).exp() * (extent / 2)
+        logits = answers[..., 4:]
         boxes = torch.cat([centre - half, centre + half], dim=2).clamp(0, 1)
         scores = logits.softmax(2)[..., BACKGROUND:] if self.kind == "ssdlite" else logits[..., BACKGROUND:].sigmoid()
         return torch.cat([boxes, scores], dim=2)

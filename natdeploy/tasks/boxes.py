@@ -200,7 +200,7 @@ def _read(path: Path, stated: tuple[int, int] | None, side: int) -> tuple[Bytes,
     try:
         with Image.open(path) as file:
             size = file.height, file.width
-            file.draft("RGB", (side, side))  # a large JPEG is read at half its size, or less, where that is enough
+            file.draft("RGB", (2 * side, 2 * side))  # a large JPEG is read at half its size, or less, where that is enough
             image = file.convert("RGB")
     except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
         return " ".join(str(error).split()) or type(error).__name__

@@ -12,9 +12,8 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from natdeploy.errors import UsageError
 from natdeploy.space.detectors import DetectorKind
-from natdeploy.supernet.detectors import select
+from natdeploy.supernet.detectors import Decode, select
 from natdeploy.tasks.augment import Floats, Range, Views, jitter, log_uniform, normalise, resize
 from natdeploy.tasks.boxes import Boxed
 from natdeploy.tasks.data import Indices, Splits, evenly
@@ -26,6 +25,9 @@ from natdeploy.tasks.task import SplitName, TaskName
 
 _ORDER, _WINDOWS, _PART = range(3)
 """Streams of chance: the order of an epoch, windows and colours of a step, the order of a part."""
+
+_SURE = 0.5
+"""Score from which on what a teacher finds is learned."""
 
 _TRIES = 40
 """Of a crop that would show an object as wanted; then the image stays whole (torchvision's RandomIoUCrop)."""
@@ -185,12 +187,16 @@ class Detection:
         return detection_loss(self.head, outputs, targets, len(self.classes))
 
     def distillation(self, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        """There is none.
+        """What the teacher is sure to have found is learned as if it were there, so it may see the crops at another resolution.
 
-        Raises:
-            UsageError: always.
+        There are no probabilities to soften: the temperature is of no use.
         """
-        raise UsageError('networks that find objects cannot learn from a teacher; set teacher = "none"')
+        answers = teacher.detach().float()
+        if answers.shape[2] != 4 + len(self.classes):
+            answers = Decode(self.head)(answers)
+        found = [select(each) for each in answers]
+        targets = [torch.cat([each[:, :5], torch.zeros_like(each[:, :1])], dim=1)[each[:, 5] >= _SURE] for each in found]
+        return detection_loss(self.head, outputs, targets, len(self.classes))
 
     def tally(self, outputs: Tensor, targets: Sequence[Tensor]) -> Found:
         """What is found by answers in evaluation (n, a, 4 + classes), and what there is."""

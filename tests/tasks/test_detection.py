@@ -10,8 +10,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from natdeploy.errors import UsageError
 from natdeploy.space import DETECTOR_KINDS, DetectorKind, HeadSpec, get_space
+from natdeploy.space.detectors import anchor_count
 from natdeploy.supernet import Supernet, calibrate
 from natdeploy.supernet.detectors import Decode, anchors
 from natdeploy.tasks import BoxAugmentation, Boxed, Detection, Task, split_boxes
@@ -125,8 +125,23 @@ def test_what_makes_no_sense_is_refused() -> None:
         BoxAugmentation(crop=(0.01, 1.0))
     with pytest.raises(ValidationError, match="extra"):
         BoxAugmentation(rotate=3)  # type: ignore[call-arg]
-    with pytest.raises(UsageError, match='set teacher = "none"'):
-        task_of(squares()).distillation(torch.zeros(1), torch.zeros(1), 1.0)
+
+
+@pytest.mark.parametrize("kind", DETECTOR_KINDS)
+def test_what_a_teacher_is_sure_of_is_learned_like_labels(kind: DetectorKind) -> None:
+    task = task_of(squares(), head=kind)
+    _, targets = task.train_batch(0, 48, 3)
+    outputs = torch.randn(3, anchor_count(kind, 4), 4 + 1 + 2, generator=torch.Generator().manual_seed(0))
+    sure = torch.zeros(3, anchor_count(kind, 8), 4 + 2)
+    for row, target in enumerate(targets):
+        sure[row, : len(target), :4] = target[:, :4]
+        sure[row, range(len(target)), 4 + target[:, 4].long()] = 0.9
+        sure[row, len(target), :] = torch.tensor([0, 0, 1, 1, 0.4, 0.3])
+    torch.testing.assert_close(task.distillation(outputs, sure, 2.0), task.loss(outputs, targets))
+    in_training = torch.zeros(3, anchor_count(kind, 8), 4 + 1 + 2)
+    in_training[..., 5:] = -9
+    empty = [torch.zeros(0, 6)] * 3
+    torch.testing.assert_close(task.distillation(outputs, in_training, 1.0), task.loss(outputs, empty))
 
 
 # ---- networks
