@@ -1,12 +1,12 @@
-"""Programs that come with a network: each needs its runtime, numpy and Pillow, and prints the class of a photo."""
+"""Programs that come with a network: each needs its runtime, numpy and Pillow, and tells a photo's class, or draws its mask."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from natdeploy.export.facts import ModelFile
+from natdeploy.export.facts import Description, ModelFile
 
-_SCRIPT = '''"""Prints the class of a photo: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow."""
+_CLASSIFY = '''"""Prints the class of a photo: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow."""
 import json, pathlib, sys
 import numpy as np
 {imports}
@@ -27,6 +27,43 @@ if file["input"]["layout"] == "NCHW":
 {run}
 print(facts["description"]["labels"][int(np.argmax(logits))])
 '''
+
+_SEGMENT = '''"""Draws onto a photo what its pixels show: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow.
+
+Writes PHOTO_mask.png into the working directory, and prints the share of every class that is there.
+"""
+import json, pathlib, sys
+import numpy as np
+{imports}
+from PIL import Image, ImageOps
+
+here = pathlib.Path(__file__).parent
+facts = json.loads((here / "metadata.json").read_text("utf-8"))
+model = sys.argv[2] if sys.argv[2:] else "{model}"
+(file,) = [each for each in facts["files"] if each["name"] == model]
+what, how = facts["description"], facts["description"]["preprocessing"]
+height, width = how["cut_px"] or [how["square_px"]] * 2
+rows, columns = how["input_px"] or [how["size_px"]] * 2
+photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
+photo = ImageOps.fit(photo, (width, height), Image.Resampling.BILINEAR)
+x = np.asarray(photo.resize((columns, rows), Image.Resampling.BILINEAR))[None]
+if file["input"]["dtype"] == "float32":  # a file that takes bytes does this inside
+    x = ((x / 255 - how["mean"]) / how["std"]).astype(np.float32)
+if file["input"]["layout"] == "NCHW":
+    x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+{run}
+mask = np.argmax(logits[0], axis=0)
+colours = Image.fromarray(np.array(what["palette"], np.uint8)[mask]).resize(photo.size, Image.Resampling.NEAREST)
+drawn = pathlib.Path(sys.argv[1]).stem + "_mask.png"
+Image.blend(photo, colours, 0.5).save(drawn)
+for label, count in zip(what["labels"], np.bincount(mask.ravel(), minlength=len(what["labels"]))):
+    if count:
+        print(f"{{100 * count / mask.size:5.1f}} % {{label}}")
+print(drawn)
+'''
+
+_TASKS = {"classification": ("classify", _CLASSIFY), "segmentation": ("segment", _SEGMENT)}
+"""Beginning of a program's name, and its text."""
 
 _RUNTIMES = {
     "onnx": (
@@ -63,15 +100,16 @@ session = onnxruntime.InferenceSession(str(here / model), providers=providers)
 }
 
 
-def script_name(format: str) -> str:
-    """Of the program for a format."""
-    return f"classify_{format}.py"
+def script_name(format: str, description: Description) -> str:
+    """Of the program for a format, of what is described."""
+    return f"{_TASKS[description.task][0]}_{format}.py"
 
 
-def script(file: ModelFile) -> str:
-    """The program that runs a file, or another of its format."""
+def script(file: ModelFile, description: Description) -> str:
+    """The program that runs a file of what is described, or another of its format."""
     packages, imports, run = _RUNTIMES[file.format]
-    return _SCRIPT.format(name=script_name(file.format), packages=packages, imports=imports, run=run, model=file.name)
+    name, text = script_name(file.format, description), _TASKS[description.task][1]
+    return text.format(name=name, packages=packages, imports=imports, run=run, model=file.name)
 
 
 BUILD = "build_tensorrt.sh"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -60,7 +60,6 @@ class HeadSettings(BaseModel):
     Attributes:
         kind: which (docs/segmentation.md, docs/detection.md).
         channels: of every branch; the published number by default.
-        rates: dilations of DeepLabV3's 3x3 branches at output stride 16.
         output_stride: at most by so much the stages make the image smaller; the strides behind become dilations. 16 by default, or
             less where the space reaches no more. Detectors read features of several strides, and take every stage's own.
     """
@@ -69,7 +68,6 @@ class HeadSettings(BaseModel):
 
     kind: HeadKind = "lraspp"
     channels: int | None = Field(default=None, ge=1)
-    rates: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(6, 12, 18), min_length=1)
     output_stride: int | None = Field(default=None, ge=1)
 
     def on(self, space: SearchSpace, aspect: float) -> SearchSpace:
@@ -78,7 +76,7 @@ class HeadSettings(BaseModel):
         Raises:
             UsageError: no stage of the space ends at the output stride.
         """
-        spec = HeadSpec(self.kind, self.channels or CHANNELS[self.kind], self.rates)
+        spec = HeadSpec(self.kind, self.channels or CHANNELS[self.kind])
         if finds(self.kind):
             return replace(space, dense=spec, output_stride=None, aspect=aspect)
         return replace(space, dense=spec, output_stride=self.output_stride or min(16, space.total_stride), aspect=aspect)
@@ -96,6 +94,7 @@ class MaskSettings(BaseModel):
     Attributes:
         height: of decoded images and masks, px, at which networks are judged; that of the first image by default.
         classes: names, in the order of their labels; those of the layout, or of `classes.txt`, by default.
+        void: values in masks of pixels that are of no class, besides 255.
         augmentation: how training images are changed, and their masks with them.
     """
 
@@ -103,6 +102,7 @@ class MaskSettings(BaseModel):
 
     height: int | None = Field(default=None, ge=1)
     classes: tuple[str, ...] | None = Field(default=None, min_length=2)
+    void: tuple[int, ...] = ()
     augmentation: MaskAugmentation = MaskAugmentation()
 
 

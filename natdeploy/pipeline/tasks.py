@@ -91,7 +91,7 @@ def _classification(
 def _segmentation(
     config: SearchConfig, space: SearchSpace, progress: Progress, device: torch.device, store: RunStore | None
 ) -> Task:
-    found = scan_masks(config.data, config.masks.classes)
+    found = scan_masks(config.data, config.masks.classes, void=config.masks.void)
     height, width = first_size(found)
     if config.masks.height is not None:
         height, width = config.masks.height, round(width * config.masks.height / height)

@@ -10,9 +10,10 @@ from natdeploy.tasks.masks import Masked, MaskSet, decode_masks, first_size, pal
 from natdeploy.tasks.named import NAMED, NamedSet, Recipe, named_set, open_named
 from natdeploy.tasks.pixels import Pixels, PixelSource, decode, open_pixels
 from natdeploy.tasks.segmentation import MaskAugmentation, Segmentation
-from natdeploy.tasks.task import SplitName, Tally, Targets, Task, TaskName, moved, total
+from natdeploy.tasks.task import METRICS, SplitName, Tally, Targets, Task, TaskName, moved, total
 
 __all__ = [
+    "METRICS",
     "NAMED",
     "Augmentation",
     "BoxAugmentation",

@@ -29,7 +29,7 @@ from natdeploy.tasks.data import Indices, Splits, balanced_order, evenly
 from natdeploy.tasks.distill import distillation
 from natdeploy.tasks.epochs import Epochs
 from natdeploy.tasks.pixels import OnDemand, PixelSource
-from natdeploy.tasks.task import SplitName, TaskName
+from natdeploy.tasks.task import METRICS, SplitName, TaskName
 
 CACHE_BYTES = 2**28
 """For resized images: a search asks for the same ones for every architecture of a resolution."""
@@ -84,7 +84,7 @@ class Classification:
         self._resized: dict[tuple[SplitName, int, int, int, int | None], tuple[Tensor, Indices]] = {}
 
     name: TaskName = "classification"
-    metric_name = "accuracy"
+    metric_name = METRICS[name]
     aspect = 1.0
 
     @property

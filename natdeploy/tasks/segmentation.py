@@ -19,7 +19,7 @@ from natdeploy.tasks.data import Indices, Splits, evenly
 from natdeploy.tasks.distill import distillation
 from natdeploy.tasks.epochs import Epochs
 from natdeploy.tasks.masks import IGNORE, Masked
-from natdeploy.tasks.task import SplitName, TaskName
+from natdeploy.tasks.task import METRICS, SplitName, TaskName
 
 BATCH_PIXELS = 2**20
 """In a batch that nothing learns from, about: a network answers with a number for every class and pixel."""
@@ -91,7 +91,7 @@ class Segmentation:
         self._order = Epochs(self._indices["train"], [seed, _ORDER])
 
     name: TaskName = "segmentation"
-    metric_name = "mean IoU"
+    metric_name = METRICS[name]
 
     @property
     def classes(self) -> tuple[str, ...]:

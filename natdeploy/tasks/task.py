@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any, Literal, Protocol, Self, TypeVar
 
@@ -13,6 +13,9 @@ from torch import Tensor
 from natdeploy.tasks.data import Splits
 
 TaskName = Literal["classification", "segmentation", "detection"]
+
+METRICS: Mapping[TaskName, str] = {"classification": "accuracy", "segmentation": "mean IoU"}
+"""What networks of a task are judged by, before people."""
 
 SplitName = Literal["train", "validation", "calibration", "test"]
 
