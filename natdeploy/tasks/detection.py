@@ -21,7 +21,7 @@ from natdeploy.tasks.detection_loss import detection_loss
 from natdeploy.tasks.epochs import Epochs
 from natdeploy.tasks.precision import Found, mean_precision
 from natdeploy.tasks.segmentation import window
-from natdeploy.tasks.task import SplitName, TaskName
+from natdeploy.tasks.task import METRICS, SplitName, TaskName
 
 _ORDER, _WINDOWS, _PART = range(3)
 """Streams of chance: the order of an epoch, windows and colours of a step, the order of a part."""
@@ -82,7 +82,7 @@ class Detection:
     """
 
     name: TaskName = "detection"
-    metric_name = "mean average precision"
+    metric_name = METRICS[name]
 
     def __init__(
         self,
