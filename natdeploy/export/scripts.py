@@ -1,4 +1,4 @@
-"""Programs that come with a network: each needs its runtime, numpy and Pillow, and tells a photo's class, or draws mask or boxes."""
+"""Programs that come with a network: each needs its runtime, numpy and Pillow. They tell a photo's class, or draw mask or boxes."""
 
 from __future__ import annotations
 

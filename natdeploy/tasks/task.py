@@ -33,7 +33,7 @@ class Tally(Protocol):
 
 
 class Task(Protocol):
-    """Data, loss and metric of one thing to learn: classes of whole images, or of every pixel, or what objects there are, and where."""
+    """Data, loss and metric of one thing to learn: classes of images, or of every pixel, or what objects there are, and where."""
 
     @property
     def name(self) -> TaskName:
