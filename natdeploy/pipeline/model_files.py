@@ -31,13 +31,15 @@ class Subject:
     """A model file that is to be timed on a target.
 
     Attributes:
-        name: tells it from the others: a path as the user gave it, or role and id of a run's net.
+        name: tells it from the others: a path as the user gave it, or role and id of a run's net, after the run's folder where
+            there are several.
         candidate: of it.
         target: in the file's precision, where that is known.
         sha256: of every file it consists of, by their names.
         size_mb: of all of them, 10^6 bytes.
         id: of the architecture, where it is known.
-        net: of a run.
+        run: folder of the run that it is of.
+        net: of the run.
         predicted_ms: latency on the target; None where nothing tells it.
         estimated: it comes from a specification sheet.
     """
@@ -48,6 +50,7 @@ class Subject:
     sha256: Mapping[str, str]
     size_mb: float
     id: str | None = None
+    run: Path | None = None
     net: NetRecord | None = None
     predicted_ms: float | None = None
     estimated: bool = False
@@ -78,6 +81,7 @@ def make_subject(
     *,
     inputs: Inputs = (),
     id: str | None = None,
+    run: Path | None = None,
     net: NetRecord | None = None,
     predicted_ms: float | None = None,
     estimated: bool = False,
@@ -96,7 +100,7 @@ def make_subject(
         sha256[path.name] = hashlib.sha256(data).hexdigest()
         size += len(data)
     candidate = Candidate(name, model, shape, inputs, target.precision)
-    return Subject(name, candidate, target, sha256, size / 1e6, id, net, predicted_ms, estimated)
+    return Subject(name, candidate, target, sha256, size / 1e6, id, run, net, predicted_ms, estimated)
 
 
 def foreign(path: Path, target: str | None, shape: Sequence[int] | None) -> Subject:

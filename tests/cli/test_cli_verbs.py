@@ -191,6 +191,20 @@ def test_what_is_known_beside_the_times_is_said(calls: list[Any], monkeypatch: p
     assert "not the same: cpu is x here and y there\nonly there: c.onnx" in said
 
 
+def test_names_are_told_apart_and_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = timings().model_dump()
+    (model,) = found["sections"][0]["models"]
+    named = [model | {"name": name} for name in (f"one/x/front-{NET.id}", f"two/x/front-{NET.id}", "c/[b]y.onnx")]
+    found["sections"][0]["models"] = named
+    monkeypatch.setattr(pipeline, "benchmark", lambda *_, **__: pipeline.BenchmarkResult.model_validate(found))
+    said = run("benchmark", "one/x", "two/x", "c/[b]y.onnx").stdout
+    lines = [line.strip() for line in said.splitlines()]
+    for run_name in ("one/x/", "two/x/"):
+        (place,) = (i for i, line in enumerate(lines) if line.startswith(run_name))
+        assert lines[place + 1] == f"front-{NET.id}"
+    assert "c/[b]y.onnx" in said, "no markup"
+
+
 def test_two_earlier_results_are_compared_without_measuring(tmp_path: Path) -> None:
     for name, ms in (("old", 0.5), ("new", 0.43)):
         found = timings(failures={"x": "no such operator"}).model_dump(mode="json")
