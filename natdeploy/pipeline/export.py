@@ -114,8 +114,9 @@ def format_of(target: Target) -> Format:
 
 
 def bundle_name(net: NetRecord) -> str:
-    """The folder of a net's files, relative to the run's."""
-    return f"models/{net.id}"
+    """The folder of a net's files, relative to the run's; weights that were trained alone have one of their own, since the baseline
+    may have the same architecture and weights of the supernet."""
+    return f"models/{net.id}-tuned" if net.tuned_accuracy is not None else f"models/{net.id}"
 
 
 def _describe(store: RunStore, net: NetRecord, task: Classification) -> Description:
