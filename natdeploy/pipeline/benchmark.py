@@ -26,7 +26,7 @@ from natdeploy.logs import log_to
 from natdeploy.pipeline.book import SavedBook
 from natdeploy.pipeline.compare_times import agreement, compare, require_shared, slower_int8
 from natdeploy.pipeline.config import target_of
-from natdeploy.pipeline.export import latency_of
+from natdeploy.pipeline.export import bundle_of, latency_of
 from natdeploy.pipeline.finished import latency_limit_ms
 from natdeploy.pipeline.model_files import Subject, bundle, foreign
 from natdeploy.pipeline.run_files import run_subjects
@@ -351,7 +351,7 @@ def _record(store: RunStore, subjects: Sequence[Subject], result: MeasureResult,
             net, measured_p50_ms=times.p50_ms, measured_p90_ms=times.p90_ms, measured_n=times.n, unstable=times.unstable
         )
         told = timed if own else replace(timed, predicted_ms=None, estimated=False)
-        record_latency(subject.candidate.path.parent, latency_of(told, place, times.mean_ms if times.p50_ms is None else None))
+        record_latency(bundle_of(store, net), latency_of(told, place, times.mean_ms if times.p50_ms is None else None))
         store.put_latency(
             LatencyRecord(net.role, net.id, place, times.p50_ms, times.p90_ms, times.mean_ms, times.n, times.unstable)
         )

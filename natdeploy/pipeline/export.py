@@ -108,6 +108,12 @@ def file_for(store: RunStore, net: NetRecord, target: Target) -> FileRecord | No
     )
 
 
+def bundle_of(store: RunStore, net: NetRecord) -> Path:
+    """The folder that the files of a net were exported to; by an earlier version perhaps under another name."""
+    paths = (file.path for file in store.files() if (file.role, file.id) == (net.role, net.id) and file.path is not None)
+    return (store.folder / next(paths)).parent
+
+
 def format_of(target: Target) -> Format:
     """The format that a target's runtime reads."""
     return next(each for each in FORMATS.values() if target.runtime == each.runtime.NAME)
