@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LINK = "natdeploy-libraries.pth"
 STAMP = "made-by-make"
-GROUPS = ("openvino", "tflite", "ray", "dev")
+GROUPS = ("detection", "openvino", "tflite", "ray", "dev")
 
 
 def main() -> None:

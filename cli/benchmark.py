@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,13 +11,13 @@ import typer
 from natdeploy.errors import DeviceError, UnstableError
 
 from .options import Json, NoProgress, Quiet, Verbose
-from .terminal import session, write_json
+from .terminal import echo_wrapped, print_table, session, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from natdeploy.pipeline import BenchmarkResult
-    from natdeploy.pipeline.timings import ModelTimes, Section
+    from natdeploy.pipeline.timings import Comparison, Mode, Section
 
 MARKS = {
     "unstable": ("u", "unstable, the processes differ by more than 3 %"),
@@ -31,7 +32,10 @@ MARKS = {
 def benchmark(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH", help="Run folders, exported folders, or any .onnx, .tflite or OpenVINO .xml files."),
+        typer.Argument(
+            metavar="PATH",
+            help="Run folders, exported folders, or any .onnx, .tflite or OpenVINO .xml files; or an earlier --out file.",
+        ),
     ],
     *,
     target: Annotated[
@@ -43,9 +47,11 @@ def benchmark(
         ),
     ] = None,
     mode: Annotated[
-        Literal["latency", "throughput"],
-        typer.Option(help="Latency of one request at a time, or images a second of as many as the target runs best."),
-    ] = "latency",
+        Literal["latency", "throughput"] | None,
+        typer.Option(
+            help="Latency of one request at a time, or images a second of as many as the target runs best.", show_default="latency"
+        ),
+    ] = None,
     arch: Annotated[
         str | None,
         typer.Option(metavar="WHICH", help="Nets of a run, as for export: knee, best, an id, ...", show_default="all exported"),
@@ -78,10 +84,12 @@ def benchmark(
       natdeploy benchmark runs/flowers --target host
       natdeploy benchmark mine.onnx other.onnx --shape 1x3x224x224 --out times.json
       natdeploy benchmark mine.onnx --compare times.json
+      natdeploy benchmark new.json --compare times.json
     """
     with session(as_json=as_json, verbose=verbose, quiet=quiet, no_progress=no_progress) as progress:
         from natdeploy import pipeline
 
+        earlier = any(map(pipeline.is_result, paths))
         result = pipeline.benchmark(
             paths,
             target=target,
@@ -95,9 +103,12 @@ def benchmark(
         )
         if as_json:
             write_json(result.summary())
+        elif earlier:
+            assert result.comparison is not None
+            _show_comparison(result.comparison, f"{paths[0]} (here)", result.mode)
         else:
             _show(result)
-        if result.failures:
+        if result.failures and not earlier:
             raise DeviceError("; ".join(f"{name} does not run: {why}" for name, why in result.failures.items()))
         unstable = [model.name for model in result.models if model.flags.unstable]
         if strict and unstable:
@@ -105,38 +116,58 @@ def benchmark(
 
 
 def _show(result: BenchmarkResult) -> None:
-    from rich.console import Console
-
-    console = Console()
     for section in result.sections:
-        console.print(_latency_table(section) if result.mode == "latency" else _throughput_table(section))
+        print_table(_latency_table(section) if result.mode == "latency" else _throughput_table(section))
         for how in dict.fromkeys(model.throughput.how for model in section.models if model.throughput is not None):
             typer.echo(how)
-    for name, (letter, meaning) in MARKS.items():
-        if any(getattr(model.flags, name) for model in result.models):
-            typer.echo(f"{letter}: {meaning}")
+    _say_marks(model.flags.raised for model in result.models)
     for found in result.agreements:
         ranks = "" if found.spearman is None else f", Spearman {found.spearman:.3f}"
-        typer.echo(
-            f"predicted against measured {found.measured} of {found.n} nets on {found.target}: {found.within_5:.0%} within 5 %, "
-            f"{found.within_10:.0%} within 10 %, mean error {found.mape:.1%}{ranks}"
+        echo_wrapped(
+            f"predicted against measured {found.measured} of {found.n} nets on {found.target}: {100 * found.within_5:.0f} % within "
+            f"5 %, {100 * found.within_10:.0f} % within 10 %, mean error {100 * found.mape:.1f} %{ranks}"
         )
     for remark in result.remarks:
-        typer.echo(remark)
+        echo_wrapped(remark)
     if result.comparison is not None:
-        typer.echo(f"\nagainst {result.comparison.other}:")
-        for pair in result.comparison.pairs:
-            typer.echo(f"  {_short(pair.name)}: {pair.verdict}")
-        for difference in result.comparison.differences:
-            typer.echo(f"  not the same: {difference}")
+        _show_comparison(result.comparison, "here", result.mode)
+
+
+def _show_comparison(found: Comparison, here: str, mode: Mode) -> None:
+    """What became of the models that two results share, where they were measured otherwise, and what only one has."""
+    print_table(_comparison_table(found, f"{here} against {found.other} (there)", mode))
+    _say_marks(flags for pair in found.pairs for flags in (pair.flags, pair.other_flags))
+    for difference in found.differences:
+        echo_wrapped(f"not the same: {difference}", 2)
+    for where, names in (("here", found.only_here), ("there", found.only_there)):
+        if names:
+            echo_wrapped(f"only {where}: {', '.join(names)}", 2)
+
+
+def _comparison_table(found: Comparison, title: str, mode: Mode) -> Table:
+    from natdeploy.report.tables import MISSING
+
+    unit = "ms" if mode == "latency" else "images/s"
+    table = _table(title, [f"there\n{unit}", f"here\n{unit}", "ratio", "95 %\nfrom", "\nto", "really?"], "there\n/here")
+    for pair in found.pairs:
+        faster = (pair.ratio < 1) == (mode == "latency")
+        table.add_row(
+            _short(pair.name),
+            _value(pair.other_value, mode),
+            _value(pair.value, mode),
+            *(MISSING if bound is None else f"{bound:.3f}" for bound in (pair.ratio, pair.low, pair.high)),
+            MISSING if pair.real is None else "no" if not pair.real else "faster" if faster else "slower",
+            f"{_marks(pair.other_flags) or MISSING}/{_marks(pair.flags) or MISSING}" if pair.flags or pair.other_flags else "",
+        )
+    return table
 
 
 def _latency_table(section: Section) -> Table:
     from natdeploy.report.tables import ESTIMATED, milliseconds, quantity
 
     energy = any(model.energy is not None for model in section.models)
-    headers = ["p50\nms", "p90\nms", "mean\nms", "runs", "pred.\nms", "file\nMB", "mem.\nMB", *(["net\nmJ"] if energy else [])]
-    table = _table(section, headers)
+    headers = ["", "p50\nms", "p90\nms", "mean\nms", "runs", "pred.\nms", "file\nMB", "mem.\nMB", *(["net\nmJ"] if energy else [])]
+    table = _table(section.target, headers)
     for model in section.models:
         latency = model.latency
         assert latency is not None
@@ -152,33 +183,38 @@ def _latency_table(section: Section) -> Table:
             f"{model.size_mb:.1f}",
             quantity(None if model.memory is None else model.memory.model_mb),
             *([quantity(None if model.energy is None else model.energy.net_mj)] if energy else []),
-            _marks(model),
+            _marks(model.flags.raised),
         )
     return table
 
 
 def _throughput_table(section: Section) -> Table:
-    table = _table(section, ["images\na second", "runs", "file\nMB"])
+    table = _table(section.target, ["", "images\na second", "runs", "file\nMB"])
     for model in section.models:
         rate = model.throughput
         assert rate is not None
-        table.add_row(
-            _short(model.name), model.precision, f"{rate.images_per_s:.1f}", str(rate.n), f"{model.size_mb:.1f}", _marks(model)
-        )
+        cells = (model.precision, _value(rate.images_per_s, "throughput"), str(rate.n), f"{model.size_mb:.1f}")
+        table.add_row(_short(model.name), *cells, _marks(model.flags.raised))
     return table
 
 
-def _table(section: Section, headers: list[str]) -> Table:
+def _table(title: str, headers: Sequence[str], marks: str = "") -> Table:
+    """For a model a row, with numbers, and what speaks against them."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, title=section.target)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, title=title)
     table.add_column("model", overflow="fold")
-    table.add_column("", no_wrap=True)
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("")
+    table.add_column(marks)
     return table
+
+
+def _value(value: float, mode: Mode) -> str:
+    from natdeploy.report.tables import milliseconds
+
+    return milliseconds(value) if mode == "latency" else f"{value:.1f}"
 
 
 def _short(name: str) -> str:
@@ -186,5 +222,13 @@ def _short(name: str) -> str:
     return "/".join(Path(name).parts[-2:])
 
 
-def _marks(model: ModelTimes) -> str:
-    return "".join(letter for name, (letter, _) in MARKS.items() if getattr(model.flags, name))
+def _marks(flags: Iterable[str]) -> str:
+    return "".join(MARKS[name][0] for name in flags)
+
+
+def _say_marks(flags: Iterable[Iterable[str]]) -> None:
+    """What the letters mean that stand in a table."""
+    raised = {name for each in flags for name in each}
+    for name, (letter, meaning) in MARKS.items():
+        if name in raised:
+            typer.echo(f"{letter}: {meaning}")

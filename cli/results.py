@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from .terminal import echo_wrapped, write_json
+from .terminal import echo_wrapped, print_table, write_json
 
 if TYPE_CHECKING:
     from natdeploy.pipeline import ReportResult
@@ -76,8 +76,6 @@ def _checked(file: FileRecord) -> str:
 
 
 def print_nets(nets: Sequence[NetRecord], picks: Sequence[Pick]) -> None:
-    from rich.console import Console
-
     from natdeploy.report import front_table
 
-    Console().print(front_table(nets, picks))
+    print_table(front_table(nets, picks))

@@ -21,6 +21,7 @@ from natdeploy.progress import Progress
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bars
+    from rich.table import Table
 
 
 WIDTH = 80
@@ -145,6 +146,13 @@ def echo_wrapped(text: str, indent: int = 0) -> None:
     """A sentence in lines of at most 80 columns, those after the first indented; a longer word, such as a path, stays whole."""
     lines = textwrap.wrap(text, WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
     typer.echo("\n".join(lines))
+
+
+def print_table(table: Table) -> None:
+    """A table on standard output, whatever names stand in it: `[b]` and `:x:` are no markup there."""
+    from rich.console import Console
+
+    Console(markup=False, emoji=False).print(table)
 
 
 def write_error(message: str, exit_code: int, *, as_json: bool) -> None:

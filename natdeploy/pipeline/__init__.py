@@ -18,7 +18,7 @@ from natdeploy.pipeline.serve import serve
 from natdeploy.pipeline.supernet import ImportResult, WeightsInfo, supernet_import, supernet_info
 from natdeploy.pipeline.tables import TableDetails, TableLine, TableMerge, tables_diff, tables_list, tables_merge, tables_show
 from natdeploy.pipeline.tables_import import TableImport, tables_import
-from natdeploy.pipeline.timings import BenchmarkResult, read_result
+from natdeploy.pipeline.timings import BenchmarkResult, is_result, read_result
 
 __all__ = [
     "BenchmarkResult",
@@ -40,6 +40,7 @@ __all__ = [
     "export",
     "export_weights",
     "files",
+    "is_result",
     "load_subnet",
     "nets",
     "open_engine",

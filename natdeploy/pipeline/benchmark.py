@@ -24,7 +24,7 @@ from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.hardware.throughput import STREAMS, measure_throughput
 from natdeploy.logs import log_to
 from natdeploy.pipeline.book import SavedBook
-from natdeploy.pipeline.compare_times import agreement, compare, require_shared, slower_int8
+from natdeploy.pipeline.compare_times import agreement, compare, compare_results, require_shared, slower_int8
 from natdeploy.pipeline.config import target_of
 from natdeploy.pipeline.export import bundle_of, latency_of
 from natdeploy.pipeline.finished import latency_limit_ms
@@ -38,6 +38,7 @@ from natdeploy.pipeline.timings import (
     ModelTimes,
     Section,
     facts,
+    is_result,
     model_rates,
     model_times,
     read_result,
@@ -54,7 +55,7 @@ def benchmark(
     settings: MeasureSettings | None = None,
     out: Path | None = None,
     *,
-    mode: Mode = "latency",
+    mode: Mode | None = None,
     arch: str | None = None,
     shape: Sequence[int] | None = None,
     compare_with: Path | None = None,
@@ -64,12 +65,12 @@ def benchmark(
 
     Args:
         paths: each a run folder, of which every exported net and the seed network are measured; an exported bundle; or any ONNX,
-            TFLite or OpenVINO file.
+            TFLite or OpenVINO file. Or one earlier result, from `out`, which is compared and nothing is measured.
         target: where; a run's own by default, else this machine, in the runtime that a file's suffix tells.
         progress: is told about every model.
         settings: how long each model is measured; by default as `NETS` or, of throughput, `STREAMS` says.
         out: JSON file for the whole result: target, environment, flags, and every raw time.
-        mode: latency of one request at a time, or throughput of as many as the target runs best at once.
+        mode: latency of one request at a time, by default, or throughput of as many as the target runs best at once.
         arch: nets of a run, as for `export`.
         shape: of the input, for files that leave its sizes open.
         compare_with: an earlier result, from `out`; every model that both have is compared.
@@ -83,11 +84,15 @@ def benchmark(
     """
     progress = progress or Silent()
     begun = _utc()
-    given = [paths] if isinstance(paths, Path | str) else list(paths)
+    given = [Path(each) for each in ([paths] if isinstance(paths, Path | str) else paths)]
+    if any(is_result(each) for each in given):
+        options = {"--target": target, "--mode": mode, "--arch": arch, "--shape": shape, "--out": out, "--fresh": fresh or None}
+        return _compared(given, compare_with, [name for name, value in options.items() if value is not None])
+    mode = mode or "latency"
     with ExitStack() as open_things:
         converted = Path(open_things.enter_context(tempfile.TemporaryDirectory()))
         store, subjects = _subjects(
-            [Path(each) for each in given],
+            given,
             target,
             arch=arch,
             shape=shape,
@@ -123,6 +128,23 @@ def benchmark(
     if not models:
         raise DeviceError("; ".join(f"{name} does not run on its target: {why}" for name, why in result.failures.items()))
     return result
+
+
+def _compared(paths: Sequence[Path], other: Path | None, options: Sequence[str]) -> BenchmarkResult:
+    """An earlier result beside another.
+
+    Raises:
+        UsageError: they are not two, or options of a measurement are given.
+    """
+    if len(paths) > 1:
+        raise UsageError(
+            f"{', '.join(map(str, paths))} are not one earlier result; give NEW.json --compare OLD.json, or models only"
+        )
+    if other is None:
+        raise UsageError(f"{paths[0]} is an earlier result; say with which other one it is to be compared: --compare OTHER.json")
+    if options:
+        raise UsageError(f"two earlier results are compared as they are, without {', '.join(options)}; leave that out")
+    return compare_results(paths[0], other)
 
 
 def _agreements(sections: Sequence[Section]) -> Iterator[Agreement]:

@@ -13,7 +13,7 @@ from scipy.stats import t as student
 
 from natdeploy.errors import UsageError
 from natdeploy.hardware.measure import DECIDES, UNSTABLE
-from natdeploy.pipeline.timings import Agreement, BenchmarkResult, Comparison, ModelTimes, Pair, Section
+from natdeploy.pipeline.timings import Agreement, BenchmarkResult, Comparison, ModelTimes, Pair, Section, read_result
 from natdeploy.store import LatencyRecord
 
 CONFIDENCE = 0.95
@@ -51,24 +51,59 @@ def shared(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]
     return sorted(pairs.items())
 
 
-def require_shared(ours: Sequence[Mapping[str, Any]], other: BenchmarkResult, mode: str, path: Path) -> None:
-    """Raises UsageError where there will be nothing to compare."""
+def _facts_of(result: BenchmarkResult) -> list[dict[str, Any]]:
+    return [each.model_dump(exclude={"latency", "throughput"}) for each in result.models]
+
+
+def require_shared(
+    ours: Sequence[Mapping[str, Any]], other: BenchmarkResult, mode: str, path: Path, here: str | None = None
+) -> None:
+    """Raises UsageError where there is nothing to compare.
+
+    Args:
+        ours: facts of models.
+        other: result.
+        mode: of ours.
+        path: of the other.
+        here: name of the file that ours are of; None where they are yet to be measured.
+    """
     if other.mode != mode:
-        raise UsageError(f"{path} holds {other.mode} and this measures {mode}, which are never compared; give --mode {other.mode}")
-    if not shared(ours, [each.model_dump() for each in other.models]):
-        names = ", ".join(each.name for each in other.models) or "nothing"
-        raise UsageError(f"{path} and this have no model in common, by content, architecture or name; {path.name} holds {names}")
+        here, remedy = (f"{here} holds", "give two of the same mode") if here else ("this measures", f"give --mode {other.mode}")
+        raise UsageError(f"{path} holds {other.mode} and {here} {mode}, which are never compared; {remedy}")
+    if not shared(ours, _facts_of(other)):
+        names = ", ".join(each.name for each in other.models) or "no measured model"
+        raise UsageError(
+            f"{path} and {here or 'this'} have no model in common, by content, architecture or name; {path.name} holds {names}"
+        )
+
+
+def compare_results(path: Path, other_path: Path) -> BenchmarkResult:
+    """The result of a file, compared with that of another; nothing is measured.
+
+    Raises:
+        UsageError: one of them is no result, they are of two modes, or they have no model in common.
+    """
+    result, other = read_result(path), read_result(other_path)
+    require_shared(_facts_of(result), other, result.mode, other_path, path.name)
+    return result.model_copy(update={"comparison": compare(result, other, other_path)})
 
 
 def compare(result: BenchmarkResult, other: BenchmarkResult, path: Path) -> Comparison:
     """What became of every model that both have."""
     here, there = ([(section, model) for section in each.sections for model in section.models] for each in (result, other))
-    places = shared([model.model_dump() for _, model in here], [model.model_dump() for _, model in there])
+    places = shared(_facts_of(result), _facts_of(other))
     sections = {(id(here[a][0]), id(there[b][0])): (here[a][0], there[b][0]) for a, b in places}
-    differences = dict.fromkeys(text for pair in sections.values() for text in _differences(*pair))
+    differences = [f"tool is {result.tool} here and {other.tool} there"] if result.tool != other.tool else []
+    differences += dict.fromkeys(text for pair in sections.values() for text in _differences(*pair))
     faster = result.mode == "throughput"
     pairs = tuple(_pair(here[a][1], there[b][1], more_is_faster=faster) for a, b in places)
-    return Comparison(other=str(path), differences=tuple(differences), pairs=pairs)
+    return Comparison(
+        other=str(path),
+        differences=tuple(differences),
+        pairs=pairs,
+        only_here=tuple(model.name for i, (_, model) in enumerate(here) if i not in dict(places)),
+        only_there=tuple(model.name for i, (_, model) in enumerate(there) if i not in dict(places).values()),
+    )
 
 
 def _differences(here: Section, there: Section) -> Iterable[str]:
@@ -93,7 +128,19 @@ def _pair(here: ModelTimes, there: ModelTimes, *, more_is_faster: bool) -> Pair:
     else:
         between = f"ratio {ratio:.3f}, 95 % confidence {interval[0]:.3f} to {interval[1]:.3f}"
         verdict = f"{words}, really ({between})" if real else f"no real difference ({between})"
-    return Pair(name=here.name, other=there.name, ratio=ratio, low=low, high=high, real=real, verdict=verdict)
+    return Pair(
+        name=here.name,
+        other=there.name,
+        value=here.value,
+        other_value=there.value,
+        ratio=ratio,
+        low=low,
+        high=high,
+        real=real,
+        verdict=verdict,
+        flags=here.flags.raised,
+        other_flags=there.flags.raised,
+    )
 
 
 def ratio_interval(here: Sequence[float], there: Sequence[float]) -> tuple[float, float] | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError, model_validator
 
 from natdeploy.errors import UsageError
 from natdeploy.files import write_atomic
@@ -22,6 +22,8 @@ SLOWER = 0.1
 """A reference that is slower by more than this in one process than in another, or such a clock, tells of a machine that changed."""
 
 Mode = Literal["latency", "throughput"]
+RESULT_FORMAT: Literal[1] = 1
+"""Of the JSON of `BenchmarkResult`."""
 
 
 class _Facts(BaseModel):
@@ -31,7 +33,7 @@ class _Facts(BaseModel):
 class Process(_Facts):
     """One fresh process: its median, and every single run where the harness tells them."""
 
-    p50_ms: float | None
+    p50_ms: PositiveFloat | None
     samples_ms: tuple[float, ...]
 
 
@@ -51,11 +53,11 @@ class Latency(_Facts):
         processes: raw samples.
     """
 
-    p50_ms: float | None
+    p50_ms: PositiveFloat | None
     p90_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
-    mean_ms: float
+    mean_ms: PositiveFloat
     n: int
     undisturbed_ms: float
     load_ms: float | None
@@ -71,7 +73,7 @@ class Latency(_Facts):
 class Rate(_Facts):
     """Of one fresh process: images a second, and requests that ended in each window."""
 
-    images_per_s: float
+    images_per_s: PositiveFloat
     counts: tuple[int, ...]
 
 
@@ -86,7 +88,7 @@ class Throughput(_Facts):
         processes: raw counts.
     """
 
-    images_per_s: float
+    images_per_s: PositiveFloat
     n: int
     how: str
     window_s: float
@@ -144,8 +146,9 @@ class Flags(_Facts):
     throttled: bool | None
 
     @property
-    def valid(self) -> bool:
-        return not (self.unstable or self.few_runs or self.disturbed or self.drifted or self.throttled)
+    def raised(self) -> tuple[str, ...]:
+        """Names of those that are true."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name))
 
 
 class ModelTimes(_Facts):
@@ -251,28 +254,46 @@ class Pair(_Facts):
     Attributes:
         name: here.
         other: there.
-        ratio: of what was measured here to what was there.
+        value: latency, ms, or images a second, here.
+        other_value: likewise there.
+        ratio: of here to there, as the mean over the processes.
         low: lower end of its 95 % confidence interval; None where there are too few processes.
         high: upper end.
         real: the interval leaves out 1; None where there is no interval.
         verdict: in words.
+        flags: that are raised here.
+        other_flags: that are raised there.
     """
 
     name: str
     other: str
+    value: float
+    other_value: float
     ratio: float
     low: float | None
     high: float | None
     real: bool | None
     verdict: str
+    flags: tuple[str, ...]
+    other_flags: tuple[str, ...]
 
 
 class Comparison(_Facts):
-    """With another result: its file, where the environments differ, in words, and the models of both."""
+    """With another result.
+
+    Attributes:
+        other: its file.
+        differences: where the environments differ, in words.
+        pairs: the models of both.
+        only_here: names of the models that the other has not.
+        only_there: names of those that only the other has.
+    """
 
     other: str
     differences: tuple[str, ...]
     pairs: tuple[Pair, ...]
+    only_here: tuple[str, ...]
+    only_there: tuple[str, ...]
 
 
 class BenchmarkResult(_Facts):
@@ -290,7 +311,7 @@ class BenchmarkResult(_Facts):
         remarks: sentences for people.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1] = RESULT_FORMAT
     tool: str
     mode: Mode
     begun_utc: str
@@ -299,6 +320,13 @@ class BenchmarkResult(_Facts):
     agreements: tuple[Agreement, ...] = ()
     comparison: Comparison | None = None
     remarks: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        for model in self.models:
+            if (model.latency if self.mode == "latency" else model.throughput) is None:
+                raise ValueError(f"{model.name} has no {self.mode}")
+        return self
 
     @property
     def models(self) -> Iterator[ModelTimes]:
@@ -320,11 +348,16 @@ class BenchmarkResult(_Facts):
         write_atomic(path, (json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n").encode())
 
 
+def is_result(path: Path) -> bool:
+    """Whether a path means what `write` wrote, not a model."""
+    return path.suffix == ".json" and not path.is_dir()
+
+
 def read_result(path: Path) -> BenchmarkResult:
     """What `write` wrote.
 
     Raises:
-        UsageError: there is no such file, or it is something else.
+        UsageError: there is no such file, it is something else, or another version of natdeploy wrote it in another format.
     """
     try:
         return BenchmarkResult.model_validate_json(path.read_bytes())
@@ -332,6 +365,11 @@ def read_result(path: Path) -> BenchmarkResult:
         raise UsageError(f"{path} cannot be read ({error.strerror}); give a file that `natdeploy benchmark --out` wrote") from error
     except ValidationError as error:
         first = error.errors()[0]
+        if first["loc"] == ("format",):
+            raise UsageError(
+                f"{path} has format {first['input']!r}, and this natdeploy reads {RESULT_FORMAT}; measure again, "
+                "or compare with the version of natdeploy that wrote it"
+            ) from error
         place = ".".join(map(str, first["loc"]))
         raise UsageError(
             f"{path} is no result of `natdeploy benchmark --out` ({first['msg']}{f' at {place}' if place else ''})"

@@ -1,6 +1,8 @@
 """What is learned: images and labels, the loss, the metric."""
 
 from natdeploy.tasks.augment import Augmentation
+from natdeploy.tasks.box_files import scan_boxes
+from natdeploy.tasks.boxes import Boxed, BoxSet, Objects, decode_boxes, split_boxes
 from natdeploy.tasks.classification import Classification
 from natdeploy.tasks.data import ImageSet, Splits, scan_images, split
 from natdeploy.tasks.masks import Masked, MaskSet, decode_masks, scan_masks, split_masks
@@ -12,12 +14,15 @@ from natdeploy.tasks.task import SplitName, Task
 __all__ = [
     "NAMED",
     "Augmentation",
+    "BoxSet",
+    "Boxed",
     "Classification",
     "ImageSet",
     "MaskAugmentation",
     "MaskSet",
     "Masked",
     "NamedSet",
+    "Objects",
     "PixelSource",
     "Pixels",
     "Recipe",
@@ -26,12 +31,15 @@ __all__ = [
     "Splits",
     "Task",
     "decode",
+    "decode_boxes",
     "decode_masks",
     "named_set",
     "open_named",
     "open_pixels",
+    "scan_boxes",
     "scan_images",
     "scan_masks",
     "split",
+    "split_boxes",
     "split_masks",
 ]

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,9 @@ _TRAIN_FOLDERS = ("train", "val", "valid")
 _TEST_FOLDER = "test"
 _NAMED_AT_MOST = 3
 
+
+Part = Literal["train", "validation", "test"]
+"""Of a published split. What is for calibration is taken from `train`."""
 
 Bytes = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
@@ -269,6 +273,33 @@ def split(images: ImageSet, seed: int, *, validation: int | None = None) -> Spli
         calibration += order[first:second]
         train += order[second:]
     return Splits(tuple(sorted(train)), tuple(sorted(validating)), tuple(sorted(calibration)), tuple(sorted(test)))
+
+
+def split_parts(parts: Sequence[Part], seed: int, root: Path) -> Splits:
+    """Splits images that belong to parts (n) of a published split: those parts, and what they lack by chance that depends on `seed`
+    and the number of images alone.
+
+    A published part for validation is just that; without one, 15 % of what there is to learn from are. The test images are those
+    that came as such, or 20 %. A tenth of the training images is for calibration. Frames of one video resemble each other, so
+    chance is no substitute for a published split.
+
+    Raises:
+        DataError: there are too few images in `root`.
+    """
+    rest = np.random.default_rng(seed).permutation([i for i, part in enumerate(parts) if part == "train"]).tolist()
+    found = {name: [i for i, part in enumerate(parts) if part == name] for name in ("validation", "test")}
+    for name, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
+        if not found[name]:
+            cut = _share(len(rest), share)
+            found[name], rest = rest[:cut], rest[cut:]
+    cut = _share(len(rest), CALIBRATION_SHARE)
+    splits = Splits(
+        **{name: tuple(sorted(part)) for name, part in (("train", rest[cut:]), ("calibration", rest[:cut]), *found.items())}
+    )
+    for part in fields(splits):
+        if len(getattr(splits, part.name)) < (2 if part.name == "train" else 1):
+            raise DataError(f"{root} has {len(parts)} images, too few for a part {part.name}; add some")
+    return splits
 
 
 def balanced_order(indices: Indices, labels: Indices, seed: Sequence[int]) -> Indices:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from natdeploy.errors import DataError
 from natdeploy.progress import Progress, Silent
-from natdeploy.tasks.data import CALIBRATION_SHARE, TEST_SHARE, VALIDATION_SHARE, Bytes, Splits, listed
+from natdeploy.tasks.data import Bytes, Part, Splits, listed, split_parts
 from natdeploy.tasks.pixels import MEMORY_SHARE, available_bytes
 
 IGNORE = 255
@@ -27,7 +26,6 @@ CAMVID_VOID = 11
 
 CLASSES_FILE = "classes.txt"
 
-Part = Literal["train", "validation", "test"]
 _PARTS: Mapping[str, Part] = {"train": "train", "val": "validation", "test": "test"}
 _IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
 _MASKS = {".png", ".bmp", ".tif", ".tiff"}
@@ -287,29 +285,13 @@ def _read(image_path: Path, mask_path: Path, table: np.ndarray, size: tuple[int,
 
 
 def split_masks(decoded: Masked, seed: int) -> Splits:
-    """Disjoint parts: the published ones, and what they lack by chance that depends on `seed` and the number of images alone.
-
-    A published `val` is for validation; without one, 15 % of what there is to learn from. The test images are those that came as
-    such, or 20 %. A tenth of the training images is for calibration. Frames of one video resemble each other, so chance is no
-    substitute for a published split.
+    """Disjoint parts: the published ones, and what they lack by chance, as `split_parts` does.
 
     Raises:
         DataError: there are too few images, or a class is nowhere in the training images.
     """
     source = decoded.source
-    rest = np.random.default_rng(seed).permutation([i for i, part in enumerate(source.parts) if part == "train"]).tolist()
-    found = {name: [i for i, part in enumerate(source.parts) if part == name] for name in ("validation", "test")}
-    for name, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
-        if not found[name]:
-            cut = max(1, round(share * len(rest)))
-            found[name], rest = rest[:cut], rest[cut:]
-    cut = max(1, round(CALIBRATION_SHARE * len(rest)))
-    splits = Splits(
-        **{name: tuple(sorted(part)) for name, part in (("train", rest[cut:]), ("calibration", rest[:cut]), *found.items())}
-    )
-    for part in fields(splits):
-        if len(getattr(splits, part.name)) < (2 if part.name == "train" else 1):
-            raise DataError(f"{source.root} has {len(source)} images, too few for a part {part.name}; add some")
+    splits = split_parts(source.parts, seed, source.root)
     pixels = Counter(dict(enumerate(torch.bincount(decoded.masks[list(splits.train)].flatten(), minlength=IGNORE + 1).tolist())))
     if unseen := [name for label, name in enumerate(source.classes) if not pixels[label]]:
         raise DataError(

@@ -108,8 +108,8 @@ class Segmentation:
         images = torch.empty((len(index), *size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         masks = torch.empty((len(index), 1, *size), dtype=torch.uint8)
         for row, (place, box, flip) in enumerate(zip(index.tolist(), views.boxes, views.flips, strict=True)):
-            image = _window(self.data.images[place : place + 1], box, grey)
-            mask = _window(self.data.masks[place : place + 1, None], box, torch.tensor([IGNORE], dtype=torch.uint8))
+            image = window(self.data.images[place : place + 1], box, grey)
+            mask = window(self.data.masks[place : place + 1, None], box, torch.tensor([IGNORE], dtype=torch.uint8))
             image, mask = resize_images(image, size), interpolate(mask, size, mode="nearest-exact")
             images[row], masks[row] = (each[0].flip(-1) if flip else each[0] for each in (image, mask))
         return jitter(images.to(self.device), views, self._mean, self._std), masks[:, 0].to(self.device).long()
@@ -158,7 +158,7 @@ def draw_windows(n: int, size: tuple[int, int], rng: np.random.Generator, augmen
     return Views(np.concatenate([corner, extent], axis=1), flips & augmentation.flip, *factors)
 
 
-def _window(images: Tensor, box: Indices, fill: Tensor) -> Tensor:
+def window(images: Tensor, box: Indices, fill: Tensor) -> Tensor:
     """The part (n, c, height, width) of images (n, c, H, W) in a box (top, left, height, width); `fill` (c) around the image."""
     top, left, height, width = box.tolist()
     above, before = max(-top, 0), max(-left, 0)

@@ -74,6 +74,28 @@ def timings(*, unstable: bool = False, failures: dict[str, str] | None = None) -
     )
 
 
+PAIR = {
+    "name": "a.onnx",
+    "other": "b.onnx",
+    "value": 0.4,
+    "other_value": 0.5,
+    "ratio": 0.8,
+    "low": 0.7,
+    "high": 0.9,
+    "real": True,
+    "verdict": "20 % less",
+    "flags": [],
+    "other_flags": [],
+}
+COMPARISON = {
+    "other": "old.json",
+    "differences": ["cpu is x here and y there"],
+    "pairs": [PAIR],
+    "only_here": [],
+    "only_there": ["c.onnx"],
+}
+
+
 @dataclass
 class Report:
     page: Path = Path("runs/x/report.html")
@@ -143,7 +165,7 @@ def test_verbs_that_end_with_the_report(calls: list[Any], arguments: list[str], 
 def test_benchmark_ends_with_times(calls: list[Any], arguments: list[str], expected: dict[str, Any]) -> None:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    usual = {"target": None, "out": None, "mode": "latency", "arch": None, "shape": None, "compare_with": None, "fresh": False}
+    usual = {"target": None, "out": None, "mode": None, "arch": None, "shape": None, "compare_with": None, "fresh": False}
     assert calls == [("benchmark", [Path("runs/x")], usual | expected)]
     assert "0.430" in result.stdout, "measured p50"
     assert max(map(len, result.stdout.splitlines())) <= 80
@@ -154,16 +176,66 @@ def test_benchmark_ends_with_times(calls: list[Any], arguments: list[str], expec
 
 
 def test_what_is_known_beside_the_times_is_said(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = {"name": "a/b.onnx", "other": "b.onnx", "ratio": 0.8, "low": 0.7, "high": 0.9, "real": True, "verdict": "20 % less"}
-    comparison = {"other": "old.json", "differences": ["cpu is x here and y there"], "pairs": [pair]}
+    pair = PAIR | {"name": "a/b.onnx", "other_flags": ["disturbed"]}
+    comparison = COMPARISON | {"pairs": [pair]}
     agreement = {"target": "host", "measured": "p50", "n": 4, "within_5": 0.5, "within_10": 1.0, "mape": 0.043, "spearman": 0.99}
     more = {"comparison": comparison, "agreements": [agreement], "remarks": ["int8 is slower than fp32 here: x"]}
     found = pipeline.BenchmarkResult.model_validate(timings().model_dump() | more)
     monkeypatch.setattr(pipeline, "benchmark", lambda *_, **__: found)
     said = run("benchmark", "runs/x").stdout
-    assert "of 4 nets on host: 50% within 5 %, 100% within 10 %, mean error 4.3%, Spearman 0.990" in said
+    assert "of 4 nets on host: 50 % within 5 %, 100 % within 10 %, mean error 4.3 %, Spearman 0.990" in said.replace("\n", " ")
     assert "int8 is slower than fp32 here: x" in said
-    assert "against old.json:\n  a/b.onnx: 20 % less\n  not the same: cpu is x here and y there" in said
+    assert "here against old.json (there)" in said
+    assert "a/b.onnx 0.500 0.400 0.800 0.700 0.900 faster d/–" in " ".join(said.split())
+    assert "d: disturbed" in said
+    assert "not the same: cpu is x here and y there\nonly there: c.onnx" in said
+
+
+def test_two_earlier_results_are_compared_without_measuring(tmp_path: Path) -> None:
+    for name, ms in (("old", 0.5), ("new", 0.43)):
+        found = timings(failures={"x": "no such operator"}).model_dump(mode="json")
+        latency = found["sections"][0]["models"][0]["latency"]
+        latency["p50_ms"], latency["processes"] = ms, [{"p50_ms": ms + i / 1000, "samples_ms": []} for i in range(3)]
+        found["sections"][0]["environment"]["threads"] = int(1000 * ms)
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    arguments = ["benchmark", f"{tmp_path}/new.json", "--compare", f"{tmp_path}/old.json"]
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert f"front-{NET.id}" in result.stdout.replace("\n", "")
+    assert "faster" in result.stdout
+    assert "not the same: threads is 430 here and 500 there" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    comparison = json.loads(run(*arguments, "--json").stdout)["comparison"]
+    assert comparison["pairs"][0]["real"] is True
+    assert comparison["pairs"][0]["ratio"] == pytest.approx(0.86, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["new.json"], "new.json is an earlier result; say with which other one it is to be compared: --compare OTHER.json"),
+        (["new.json", "b.json", "--compare", "new.json"], "new.json, b.json are not one earlier result"),
+        (["new.json", "a.onnx", "--compare", "new.json"], "new.json, a.onnx are not one earlier result"),
+        (["new.json", "--compare", "new.json", "--target", "host", "--fresh"], "as they are, without --target, --fresh"),
+        (["gone.json", "--compare", "new.json"], "gone.json cannot be read (No such file or directory)"),
+        (["new.json", "--compare", "words.json"], "words.json is no result of `natdeploy benchmark --out` (Invalid JSON"),
+        (["new.json", "--compare", "later.json"], "later.json has format 2, and this natdeploy reads 1; measure again, or compare"),
+        (["empty.json", "--compare", "new.json"], "is no result of `natdeploy benchmark --out` (Value error, front-"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = timings().model_dump(mode="json")
+    Path("new.json").write_text(json.dumps(found))
+    Path("later.json").write_text(json.dumps(found | {"format": 2, "more": 1}))
+    Path("words.json").write_text("Hello")
+    found["sections"][0]["models"][0]["latency"] = None
+    Path("empty.json").write_text(json.dumps(found))
+    result = run("benchmark", *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_shape_that_is_none_and_a_model_that_does_not_run_are_said(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

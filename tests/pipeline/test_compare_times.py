@@ -86,6 +86,14 @@ def test_where_environments_differ_is_said_and_all_is_compared_even_so() -> None
     assert len(found.pairs) == 1
 
 
+def test_what_only_one_has_and_what_speaks_against_a_number_is_told() -> None:
+    doubtful = model("a", (1.0, 1.1)).model_copy(update={"flags": FLAGS.model_copy(update={"unstable": True, "disturbed": True})})
+    found = compare(result(doubtful, model("c")), result(model("b"), model("a")), Path("old.json"))
+    assert (found.only_here, found.only_there) == (("c",), ("b",))
+    assert [(pair.flags, pair.other_flags) for pair in found.pairs] == [(("unstable", "disturbed"), ())]
+    assert (found.pairs[0].value, found.pairs[0].other_value) == (pytest.approx(1.05), 1.0)
+
+
 def test_nothing_in_common_and_another_mode_are_refused() -> None:
     facts = [model("a").model_dump()]
     with pytest.raises(UsageError, match=r"old\.json and this have no model in common, .* holds b$"):
@@ -94,6 +102,8 @@ def test_nothing_in_common_and_another_mode_are_refused() -> None:
         UsageError, match="holds latency and this measures throughput, which are never compared; give --mode latency"
     ):
         require_shared(facts, result(model("a")), "throughput", Path("old.json"))
+    with pytest.raises(UsageError, match=r"holds latency and new\.json holds throughput, which are never compared; give two of"):
+        require_shared(facts, result(model("a")), "throughput", Path("old.json"), "new.json")
 
 
 def test_int8_that_is_slower_is_named() -> None:
