@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 from natdeploy.errors import DamagedFileError, NatdeployError
 from natdeploy.export import (
     FORMATS,
+    INPUT_KINDS,
     Description,
     InputKind,
     Latency,
@@ -39,6 +40,7 @@ from natdeploy.export import (
 )
 from natdeploy.supernet import Subnet
 
+PHOTO = (60, 90)
 LATENCY = Latency(target="host/onnxruntime-fp32-1t", predicted_ms=0.61)
 Add = Callable[..., Metadata]
 
@@ -67,7 +69,8 @@ def add(
         made.mkdir(exist_ok=True)
         path = made / format.file_name(precision)
         calibration = [image[None] for image in pictures(subnet, 8)[1]]
-        write(subnet, path, format, precision, kind=kind, description=description, calibration=calibration)
+        taken = input_facts("input", kind, subnet.arch.resolution, PHOTO if format.photos == "one" else None)
+        write(subnet, path, format, precision, input=taken, description=description, calibration=calibration)
         companions = format.runtime.companions(path)
         file = ModelFile(
             name=path.name,
@@ -77,7 +80,7 @@ def add(
             companions={each.name: sha256(each) for each in companions},
             size_mb=size_mb((path, *companions)),
             opset=17 if path.suffix == ".onnx" else None,
-            input=input_facts("input", kind, subnet.arch.resolution),
+            input=taken,
             output=TensorFacts(name="output", shape=(1, 7)),
             quantisation=quantisation(format, 8) if precision == "int8" else None,
             checked_in="onnxruntime 1.0",
@@ -229,8 +232,15 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return make
 
 
-@pytest.mark.parametrize("kind", ["nchw", "image"])
-@pytest.mark.parametrize("name", FORMATS)
+def code_lines(program: Path) -> list[str]:
+    """Without the docstring and what is blank."""
+    return [line for line in program.read_text(encoding="utf-8").split('"""')[2].splitlines() if line]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, kind) for name in FORMATS for kind in INPUT_KINDS if kind != "photo" or FORMATS[name].photos != "none"],
+)
 def test_its_program_prints_the_class_of_a_photo(
     add: Add, subnet: Subnet, bare: Callable[[str], Path], tmp_path: Path, *, name: str, kind: InputKind
 ) -> None:
@@ -255,4 +265,5 @@ def test_its_program_prints_the_class_of_a_photo(
     command = [sys.executable, "-S", "-E", "-s", "-c", start, str(bare(name)), str(elsewhere / f"classify_{name}.py"), str(photo)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+    assert len(code_lines(elsewhere / f"classify_{name}.py")) <= (16 if name == "tensorrt" else 15)
     assert done.stdout.splitlines()[-1] == metadata.description.labels[int(expected.argmax())]
