@@ -1,4 +1,4 @@
-"""The folder that is handed on: whole or not there, its card, and its programs in virtual environments that have their runtime alone."""
+"""The folder that is handed on: whole or not there, its card, and its programs in environments of their runtime alone."""
 
 from __future__ import annotations
 
@@ -279,10 +279,15 @@ def code_lines(program: Path) -> list[str]:
     return [line for line in program.read_text(encoding="utf-8").split('"""')[2].splitlines() if line]
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [(name, kind) for name in FORMATS for kind in INPUT_KINDS if kind != "photo" or FORMATS[name].photos != "none"],
-)
+PROGRAMS: dict[str, tuple[InputKind, ...]] = {
+    "onnx": ("nchw", "photo"),
+    "openvino": ("nchw", "photo"),
+    "tflite": INPUT_KINDS,
+    "tensorrt": ("nchw", "image"),
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kinds in PROGRAMS.items() for kind in kinds])
 def test_its_program_prints_the_class_of_a_photo(
     add: Add, subnet: Subnet, clean: Callable[[str], Path], tmp_path: Path, *, name: str, kind: InputKind
 ) -> None:
