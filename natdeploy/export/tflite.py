@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from natdeploy.errors import NatdeployError
+from natdeploy.export import tflite_metadata
 from natdeploy.export.check import Array
 from natdeploy.export.facts import Preprocessing, TensorFacts
 from natdeploy.export.photos import centre_square, taps
+from natdeploy.runtimes.ort import OUTPUT
 from natdeploy.runtimes.tflite_writer import Bytes, pack, unpack
 
 METADATA = "natdeploy"
@@ -21,7 +23,7 @@ _MOVES = ("SLICE", "TRANSPOSE")
 
 
 def finish(path: Path, input: TensorFacts, preprocessing: Preprocessing, texts: Mapping[str, str]) -> None:
-    """Gives a file with one input (1, 3, r, r) fp32 another input, and texts as metadata named METADATA, in place.
+    """Gives a file with one input (1, 3, r, r) fp32 another input, texts as metadata named METADATA, and TFLite's own, in place.
 
     Raises:
         NatdeployError: the input is not transposed as in the product's own files.
@@ -33,11 +35,14 @@ def finish(path: Path, input: TensorFacts, preprocessing: Preprocessing, texts: 
         _take_channels_last(model, path)
     if input.dtype == "uint8":
         _take_bytes(model, input, preprocessing)
-    entry = schema.MetadataT()
-    entry.name, entry.buffer = METADATA, len(model.buffers)
-    model.buffers.append(Bytes(json.dumps(dict(texts), ensure_ascii=False).encode()))
-    model.metadata = [*(model.metadata or ()), entry]
-    path.write_bytes(pack(model))
+    own = json.dumps(dict(texts), ensure_ascii=False).encode()
+    standard = tflite_metadata.describe(input, OUTPUT, preprocessing, texts)
+    for name, content in ((METADATA, own), (tflite_metadata.ENTRY, standard)):
+        entry = schema.MetadataT()
+        entry.name, entry.buffer = name, len(model.buffers)
+        model.buffers.append(Bytes(content))
+        model.metadata = [*(model.metadata or ()), entry]
+    path.write_bytes(tflite_metadata.with_labels(pack(model), texts))
 
 
 def read_texts(path: Path) -> dict[str, str]:

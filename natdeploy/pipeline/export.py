@@ -112,14 +112,21 @@ def file_for(store: RunStore, net: NetRecord, target: Target) -> FileRecord | No
     )
 
 
+def bundle_of(store: RunStore, net: NetRecord) -> Path:
+    """The folder that the files of a net were exported to; by an earlier version perhaps under another name."""
+    paths = (file.path for file in store.files() if (file.role, file.id) == (net.role, net.id) and file.path is not None)
+    return (store.folder / next(paths)).parent
+
+
 def format_of(target: Target) -> Format:
     """The format that a target's runtime reads."""
     return next(each for each in FORMATS.values() if target.runtime == each.runtime.NAME)
 
 
 def bundle_name(net: NetRecord) -> str:
-    """The folder of a net's files, relative to the run's."""
-    return f"models/{net.id}"
+    """The folder of a net's files, relative to the run's; weights that were trained alone have one of their own, since the baseline
+    may have the same architecture and weights of the supernet."""
+    return f"models/{net.id}-tuned" if net.tuned_accuracy is not None else f"models/{net.id}"
 
 
 def _describe(store: RunStore, net: NetRecord, task: Task) -> Description:
