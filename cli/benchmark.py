@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -27,6 +27,10 @@ MARKS = {
     "throttled": ("t", "throttled, the device was held back"),
 }
 """What speaks against a number: a letter for the table, and what it means."""
+
+
+NAME_WIDTH = 20
+"""Columns that tables have for a model's name; a longer one is broken after its folder."""
 
 
 def benchmark(
@@ -116,16 +120,20 @@ def benchmark(
 
 
 def _show(result: BenchmarkResult) -> None:
+    names = _short_names(model.name for model in result.models)
+    runs = {model.run for model in result.models}
     for section in result.sections:
-        print_table(_latency_table(section) if result.mode == "latency" else _throughput_table(section))
+        print_table(_latency_table(section, names) if result.mode == "latency" else _throughput_table(section, names))
         for how in dict.fromkeys(model.throughput.how for model in section.models if model.throughput is not None):
             typer.echo(how)
     _say_marks(model.flags.raised for model in result.models)
     for found in result.agreements:
+        whose = "" if found.run is None or len(runs) < 2 else f" of {found.run}"
         ranks = "" if found.spearman is None else f", Spearman {found.spearman:.3f}"
         echo_wrapped(
-            f"predicted against measured {found.measured} of {found.n} nets on {found.target}: {100 * found.within_5:.0f} % within "
-            f"5 %, {100 * found.within_10:.0f} % within 10 %, mean error {100 * found.mape:.1f} %{ranks}"
+            f"predicted against measured {found.measured} of {found.n} net{'s' * (found.n > 1)}{whose} on {found.target}: "
+            f"{100 * found.within_5:.0f} % within 5 %, {100 * found.within_10:.0f} % within 10 %, "
+            f"mean error {100 * found.mape:.1f} %{ranks}"
         )
     for remark in result.remarks:
         echo_wrapped(remark)
@@ -149,10 +157,11 @@ def _comparison_table(found: Comparison, title: str, mode: Mode) -> Table:
 
     unit = "ms" if mode == "latency" else "images/s"
     table = _table(title, [f"there\n{unit}", f"here\n{unit}", "ratio", "95 %\nfrom", "\nto", "really?"], "there\n/here")
+    names = _short_names(pair.name for pair in found.pairs)
     for pair in found.pairs:
         faster = (pair.ratio < 1) == (mode == "latency")
         table.add_row(
-            _short(pair.name),
+            names[pair.name],
             _value(pair.other_value, mode),
             _value(pair.value, mode),
             *(MISSING if bound is None else f"{bound:.3f}" for bound in (pair.ratio, pair.low, pair.high)),
@@ -162,7 +171,7 @@ def _comparison_table(found: Comparison, title: str, mode: Mode) -> Table:
     return table
 
 
-def _latency_table(section: Section) -> Table:
+def _latency_table(section: Section, names: Mapping[str, str]) -> Table:
     from natdeploy.report.tables import ESTIMATED, milliseconds, quantity
 
     energy = any(model.energy is not None for model in section.models)
@@ -173,7 +182,7 @@ def _latency_table(section: Section) -> Table:
         assert latency is not None
         estimated = ESTIMATED if model.estimated and model.predicted_ms is not None else ""
         table.add_row(
-            _short(model.name),
+            names[model.name],
             model.precision,
             milliseconds(latency.p50_ms),
             milliseconds(latency.p90_ms),
@@ -188,13 +197,13 @@ def _latency_table(section: Section) -> Table:
     return table
 
 
-def _throughput_table(section: Section) -> Table:
+def _throughput_table(section: Section, names: Mapping[str, str]) -> Table:
     table = _table(section.target, ["", "images\na second", "runs", "file\nMB"])
     for model in section.models:
         rate = model.throughput
         assert rate is not None
         cells = (model.precision, _value(rate.images_per_s, "throughput"), str(rate.n), f"{model.size_mb:.1f}")
-        table.add_row(_short(model.name), *cells, _marks(model.flags.raised))
+        table.add_row(names[model.name], *cells, _marks(model.flags.raised))
     return table
 
 
@@ -217,9 +226,14 @@ def _value(value: float, mode: Mode) -> str:
     return milliseconds(value) if mode == "latency" else f"{value:.1f}"
 
 
-def _short(name: str) -> str:
-    """A file with its folder's name."""
-    return "/".join(Path(name).parts[-2:])
+def _short_names(names: Iterable[str]) -> dict[str, str]:
+    """Files with their folder's name, and with more of their paths where that would not tell them apart."""
+    parts = {name: Path(name).parts for name in names}
+    for kept in range(2, max(map(len, parts.values()), default=0) + 1):
+        short = {name: "/".join(each[-kept:]) for name, each in parts.items()}
+        if len(set(short.values())) == len(short):
+            return {name: "/\n".join(each.rsplit("/", 1)) if len(each) > NAME_WIDTH else each for name, each in short.items()}
+    return {name: name for name in parts}
 
 
 def _marks(flags: Iterable[str]) -> str:

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from natdeploy.errors import NatdeployError
 
 REMEDY = "make room on the disk or the folder writable"
+
+
+def require_writable(path: Path) -> None:
+    """Tries whether a file can be written, before the work that it is to hold; folders above it are made.
+
+    Raises:
+        NatdeployError: it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        raise NatdeployError(f"{path} cannot be written ({error.strerror}); {REMEDY}") from error
 
 
 def write_atomic(path: Path, data: bytes, remedy: str = REMEDY) -> None:

@@ -4,33 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from natdeploy.export.facts import Description, ModelFile
+from natdeploy.export.facts import Description, ModelFile, Preprocessing
 
-_CLASSIFY = '''"""Prints the class of a photo: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow."""
-import json, pathlib, sys
-import numpy as np
-{imports}
-from PIL import Image, ImageOps
+_CLASSIFY = '''"""Prints the class of a photo: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow.
 
-here = pathlib.Path(__file__).parent
-facts = json.loads((here / "metadata.json").read_text("utf-8"))
-model = sys.argv[2] if sys.argv[2:] else "{model}"
-(file,) = [each for each in facts["files"] if each["name"] == model]
-how = facts["description"]["preprocessing"]
-photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
-square = ImageOps.fit(photo, (how["square_px"],) * 2, Image.Resampling.BILINEAR)
-x = np.asarray(square.resize((how["size_px"],) * 2, Image.Resampling.BILINEAR))[None]
-if file["input"]["dtype"] == "float32":  # a file that takes bytes does this inside
-    x = ((x / 255 - how["mean"]) / how["std"]).astype(np.float32)
-if file["input"]["layout"] == "NCHW":
-    x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-{run}
-print(facts["description"]["labels"][int(np.argmax(logits))])
-'''
-
-_SEGMENT = '''"""Draws onto a photo what its pixels show: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow.
-
-Writes PHOTO_mask.png into the working directory, and prints the share of every class that is there.
+MODEL is {model}, or another file of this folder that takes the same input.
 """
 import json, pathlib, sys
 import numpy as np
@@ -38,25 +16,35 @@ import numpy as np
 from PIL import Image, ImageOps
 
 here = pathlib.Path(__file__).parent
-facts = json.loads((here / "metadata.json").read_text("utf-8"))
-model = sys.argv[2] if sys.argv[2:] else "{model}"
-(file,) = [each for each in facts["files"] if each["name"] == model]
-what, how = facts["description"], facts["description"]["preprocessing"]
-height, width = how["cut_px"] or [how["square_px"]] * 2
-rows, columns = how["input_px"] or [how["size_px"]] * 2
+facts = json.loads((here / "metadata.json").read_text("utf-8"))["description"]
+model = str(here / (sys.argv[2] if sys.argv[2:] else "{model}"))
 photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
-photo = ImageOps.fit(photo, (width, height), Image.Resampling.BILINEAR)
-x = np.asarray(photo.resize((columns, rows), Image.Resampling.BILINEAR))[None]
-if file["input"]["dtype"] == "float32":  # a file that takes bytes does this inside
-    x = ((x / 255 - how["mean"]) / how["std"]).astype(np.float32)
-if file["input"]["layout"] == "NCHW":
-    x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+{prepare}
+{run}
+print(facts["labels"][int(np.argmax(logits))])
+'''
+
+_SEGMENT = '''"""Draws onto a photo what its pixels show: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow.
+
+MODEL is {model}, or another file of this folder that takes the same input. Writes PHOTO_mask.png into the working directory, and
+prints the share of every class that is there.
+"""
+import json, pathlib, sys
+import numpy as np
+{imports}
+from PIL import Image, ImageOps
+
+here = pathlib.Path(__file__).parent
+facts = json.loads((here / "metadata.json").read_text("utf-8"))["description"]
+model = str(here / (sys.argv[2] if sys.argv[2:] else "{model}"))
+photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
+{prepare}
 {run}
 mask = np.argmax(logits[0], axis=0)
-colours = Image.fromarray(np.array(what["palette"], np.uint8)[mask]).resize(photo.size, Image.Resampling.NEAREST)
+colours = Image.fromarray(np.array(facts["palette"], np.uint8)[mask]).resize(photo.size, Image.Resampling.NEAREST)
 drawn = pathlib.Path(sys.argv[1]).stem + "_mask.png"
 Image.blend(photo, colours, 0.5).save(drawn)
-for label, count in zip(what["labels"], np.bincount(mask.ravel(), minlength=len(what["labels"]))):
+for label, count in zip(facts["labels"], np.bincount(mask.ravel(), minlength=len(facts["labels"]))):
     if count:
         print(f"{{100 * count / mask.size:5.1f}} % {{label}}")
 print(drawn)
@@ -123,35 +111,33 @@ _RUNTIMES = {
     "onnx": (
         "onnxruntime",
         "import onnxruntime",
-        """session = onnxruntime.InferenceSession(str(here / model), providers=["CPUExecutionProvider"])
-(logits,) = session.run(None, {file["input"]["name"]: x})""",
+        """(logits,) = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"input": x})""",
     ),
     "openvino": (
         "openvino",
         "import openvino",
-        """network = openvino.Core().compile_model(str(here / model), "CPU")
-logits = network(x)[0]""",
+        """logits = openvino.Core().compile_model(model, "CPU")(x)[0]""",
     ),
     "tflite": (
-        "ai-edge-litert (or tflite-runtime)",
-        """try:
-    from ai_edge_litert.interpreter import Interpreter
-except ImportError:
-    from tflite_runtime.interpreter import Interpreter""",
-        """interpreter = Interpreter(str(here / model))
-interpreter.allocate_tensors()
-interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
-interpreter.invoke()
-logits = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])""",
+        "ai-edge-litert",
+        "from ai_edge_litert.interpreter import Interpreter  # or, on old devices: from tflite_runtime.interpreter",
+        """logits = Interpreter(model).get_signature_runner()(input=x)["output"]""",
     ),
     "tensorrt": (
         "onnxruntime-gpu built with TensorRT",
         "import onnxruntime",
-        """providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
-session = onnxruntime.InferenceSession(str(here / model), providers=providers)
-(logits,) = session.run(None, {file["input"]["name"]: x})""",
+        """fastest_first = onnxruntime.get_available_providers()  # TensorRT's before the others
+(logits,) = onnxruntime.InferenceSession(model, providers=fastest_first).run(None, {"input": x})""",
     ),
 }
+
+_RESIZED = """how = facts["preprocessing"]
+photo = ImageOps.fit(photo, (how["square_px"],) * 2, Image.Resampling.BILINEAR)
+x = np.asarray(photo.resize((how["size_px"],) * 2, Image.Resampling.BILINEAR))[None]"""
+_RECTANGULAR = """how = facts["preprocessing"]
+photo = ImageOps.fit(photo, how["cut_px"][::-1], Image.Resampling.BILINEAR)
+x = np.asarray(photo.resize(how["input_px"][::-1], Image.Resampling.BILINEAR))[None]"""
+_NORMALISED = """x = ((x / 255 - how["mean"]) / how["std"]).astype(np.float32)"""
 
 
 def script_name(format: str, description: Description) -> str:
@@ -160,10 +146,25 @@ def script_name(format: str, description: Description) -> str:
 
 
 def script(file: ModelFile, description: Description) -> str:
-    """The program that runs a file of what is described, or another of its format."""
+    """The program that runs a file of what is described, or another of its format that takes the same input."""
     packages, imports, run = _RUNTIMES[file.format]
     name, text = script_name(file.format, description), _TASKS[description.task][1]
-    return text.format(name=name, packages=packages, imports=imports, run=run, model=file.name)
+    prepare = _prepare(file, description.preprocessing)
+    return text.format(name=name, packages=packages, imports=imports, prepare=prepare, run=run, model=file.name)
+
+
+def _prepare(file: ModelFile, preprocessing: Preprocessing) -> str:
+    """What is left to do to a photo for the file's input."""
+    if file.input.resized:
+        size = file.input.photo_size
+        fitted = "photo" if size is None else f"ImageOps.fit(photo, ({size[1]}, {size[0]}), Image.Resampling.BILINEAR)"
+        return f"x = np.asarray({fitted})[None]"
+    lines = [_RESIZED if preprocessing.cut_px is None else _RECTANGULAR]
+    if file.input.dtype == "float32":
+        lines.append(_NORMALISED)
+    if file.input.layout == "NCHW":
+        lines.append("x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))")
+    return "\n".join(lines)
 
 
 BUILD = "build_tensorrt.sh"

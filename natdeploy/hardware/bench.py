@@ -94,23 +94,6 @@ class Round:
     waited: float | None = None
 
 
-class Book(Protocol):
-    """What was measured before on the same target in the same way, and is not measured again."""
-
-    @property
-    def environment(self) -> Mapping[str, Any]:
-        """In which it was; empty where there is nothing."""
-
-    def known(self, process: int) -> Mapping[str, Round]:
-        """By candidate, the times of a process."""
-
-    def keep(self, process: int, rounds: Mapping[str, Round], environment: Mapping[str, Any]) -> None:
-        """Adds times to those of a process."""
-
-    def forget(self) -> None:
-        """Drops everything."""
-
-
 class Bench(Protocol):
     """A harness on a device to which the models have been pushed."""
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from natdeploy.errors import DeviceError
-from natdeploy.hardware.bench import Bench, Book, Candidate, MeasureSettings, Round
+from natdeploy.hardware.bench import Bench, Candidate, MeasureSettings, Round
+from natdeploy.hardware.book import Blank, Book, add_to, anew_if_changed
 from natdeploy.hardware.conditions import settle
 from natdeploy.hardware.device import Target
 from natdeploy.hardware.runner_bench import RunnerBench
@@ -140,7 +142,7 @@ def measure(
     seed: int,
     progress: Progress,
     keep_going: bool = False,
-    book: Book | None = None,
+    book: Book[Round] | None = None,
 ) -> MeasureResult:
     """Times models on a target.
 
@@ -158,32 +160,11 @@ def measure(
         DeviceError: the device cannot be reached, the harness is not there or failed before its first model, or (without
             keep_going) a model raised, crashed or hung.
     """
-    book = book or _Blank()
-    try:
-        return _measure(candidates, reference, target, settings, seed=seed, progress=progress, keep_going=keep_going, book=book)
-    except _ChangedError as changed:
-        progress.note(f"{target} is not what it was ({changed}), so that everything is measured again")
-        book.forget()
-        return _measure(candidates, reference, target, settings, seed=seed, progress=progress, keep_going=keep_going, book=book)
-
-
-class _Blank:
-    """Nothing is known, and nothing is kept."""
-
-    environment: Mapping[str, Any] = {}
-
-    def known(self, process: int) -> Mapping[str, Round]:
-        return {}
-
-    def keep(self, process: int, rounds: Mapping[str, Round], environment: Mapping[str, Any]) -> None:
-        pass
-
-    def forget(self) -> None:
-        pass
-
-
-class _ChangedError(Exception):
-    """The target is another than it was when the book was written; the message says in what."""
+    book = Blank() if book is None else book
+    attempt = partial(
+        _measure, candidates, reference, target, settings, seed=seed, progress=progress, keep_going=keep_going, book=book
+    )
+    return anew_if_changed(attempt, book, target, progress)
 
 
 def _measure(
@@ -195,7 +176,7 @@ def _measure(
     seed: int,
     progress: Progress,
     keep_going: bool,
-    book: Book,
+    book: Book[Round],
 ) -> MeasureResult:
     rounds = {process: dict(book.known(process)) for process in range(settings.processes)}
     missing = [candidate for candidate in candidates if any(candidate.id not in found for found in rounds.values())]
@@ -224,11 +205,10 @@ def _measure(
                     while unanswered:
                         answers = bench.round(unanswered, advance)
                         environment = {**bench.environment, **conditions, "conditions": [*begun]}
-                        _raise_if_changed(book.environment, environment)
                         failures |= {name: answer for name, answer in answers.items() if isinstance(answer, str)}
                         _raise_unless(keep_going, failures, target)
                         times = {name: answer for name, answer in answers.items() if isinstance(answer, Round)}
-                        book.keep(process, times, environment)
+                        add_to(book, process, times, environment)
                         found.update(times)
                         unanswered = [candidate for candidate in unanswered if candidate.id not in answers]
     good = {each.id: [found[each.id] for found in rounds.values()] for each in candidates if each.id not in failures}
@@ -236,15 +216,6 @@ def _measure(
     reference_ms = _rank(references, _QUIET) if references else math.nan
     measurements = tuple(_summary(name, found, reference_ms) for name, found in good.items())
     return MeasureResult(measurements, failures, reference_ms, environment)
-
-
-DECIDES = ("harness", "runtime", "runtime_version", "provider", "threads", "cpu", "cores", "affinity", "governor", "os")
-"""Facts of an environment that times depend on."""
-
-
-def _raise_if_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    if changed := [name for name in DECIDES if name in old and name in new and old[name] != new[name]]:
-        raise _ChangedError(", ".join(f"{name} was {old[name]} and is {new[name]}" for name in changed))
 
 
 def _raise_unless(keep_going: bool, failures: Mapping[str, str], target: Target) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from natdeploy.errors import DeviceError
 from natdeploy.hardware.bench import Candidate, MeasureSettings
+from natdeploy.hardware.book import Blank, Book, add_to, anew_if_changed
 from natdeploy.hardware.conditions import settle
 from natdeploy.hardware.device import Target
 from natdeploy.hardware.measure import UNSTABLE, push_models
@@ -25,6 +27,23 @@ from natdeploy.runtimes import throughput
 
 STREAMS = MeasureSettings(warmup_s=1.0, warmup_runs=50, min_s=3.0, min_runs=64, reference_s=0.2, slices=6)
 """For a number that leaves the product; `slices` are windows in which requests are counted."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Requests of a model that ended in one process.
+
+    Attributes:
+        counts: in each window.
+        window_s: length of a window.
+        how: they were kept going, in words.
+        reference_ms: the reference's latency around them.
+    """
+
+    counts: tuple[int, ...]
+    window_s: float
+    how: str
+    reference_ms: float
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,7 @@ def measure_throughput(
     *,
     seed: int,
     progress: Progress,
+    book: Book[Counts] | None = None,
 ) -> ThroughputResult:
     """Images a second of models, one after the other, in a new order in each process.
 
@@ -81,6 +101,7 @@ def measure_throughput(
         settings: how long.
         seed: of the order and of the input values.
         progress: gets one step a model and process.
+        book: what is known already, and where each process's counts are kept as soon as it has ended.
 
     Raises:
         DeviceError: the device cannot be reached or has no Python, or the reference does not run.
@@ -89,50 +110,79 @@ def measure_throughput(
         raise DeviceError(
             f"{target.device.name} is timed by a vendor's tool, one request at a time; throughput needs Python, named in its file"
         )
-    runtime = get_runtime(target.runtime)
-    rounds: dict[str, list[Mapping[str, Any]]] = {candidate.id: [] for candidate in candidates}
+    book = Blank() if book is None else book
+    attempt = partial(_measure, candidates, reference, target, settings, seed=seed, progress=progress, book=book)
+    return anew_if_changed(attempt, book, target, progress)
+
+
+def _measure(
+    candidates: Sequence[Candidate],
+    reference: Candidate,
+    target: Target,
+    settings: MeasureSettings,
+    *,
+    seed: int,
+    progress: Progress,
+    book: Book[Counts],
+) -> ThroughputResult:
+    rounds = {process: dict(book.known(process)) for process in range(settings.processes)}
+    missing = [candidate for candidate in candidates if any(candidate.id not in found for found in rounds.values())]
     failures: dict[str, str] = {}
-    environment: dict[str, Any] = {}
-    begun = []
-    with connect(target.device) as transport:
-        names = push_models(transport, runtime, [reference, *candidates])
-        loop = Path(throughput.__file__)
-        program = Runner(transport, target, asdict(settings), seed=seed, names=names, loop=loop)
-        with progress.task(f"throughput on {target}", len(candidates) * settings.processes, "steps") as advance:
-            for process in range(settings.processes):
-                utc = datetime.now(UTC).isoformat(timespec="seconds")
-                conditions = settle(transport, target.device, progress)
-                begun.append({"process": process, "utc": utc, **conditions})
-                order = [candidates[i] for i in np.random.default_rng([seed, process]).permutation(len(candidates))]
-                while waiting := [each for each in order if each.id not in failures and len(rounds[each.id]) <= process]:
-                    answer = program.run(waiting, reference, advance, silence_s=settings.silence_s)
-                    if isinstance(answer, Died):
-                        failures[answer.model] = answer.why
+    environment = book.environment
+    if missing:
+        with connect(target.device) as transport:
+            names = push_models(transport, get_runtime(target.runtime), [reference, *missing])
+            loop = Path(throughput.__file__)
+            program = Runner(transport, target, asdict(settings), seed=seed, names=names, loop=loop)
+            begun = list(book.environment.get("conditions", ()))
+            steps = sum(each.id not in found for each in missing for found in rounds.values())
+            with progress.task(f"throughput on {target}", steps, "steps") as advance:
+                for process, found in rounds.items():
+                    order = [candidates[i] for i in np.random.default_rng([seed, process]).permutation(len(candidates))]
+                    unanswered = [each for each in order if each.id not in found and each.id not in failures]
+                    if not unanswered:
                         continue
-                    environment = {**answer.environment, **conditions}
-                    for record in answer.records:
-                        if "error" in record:
-                            failures[record["id"]] = record["error"]
+                    utc = datetime.now(UTC).isoformat(timespec="seconds")
+                    conditions = settle(transport, target.device, progress)
+                    begun.append({"process": process, "utc": utc, **conditions})
+                    while unanswered:
+                        answer = program.run(unanswered, reference, advance, silence_s=settings.silence_s)
+                        if isinstance(answer, Died):
+                            failures[answer.model] = answer.why
                         else:
-                            rounds[record["id"]].append(record)
-    shapes = {each.id: each.shape for each in candidates}
-    found_of = {name: records for name, records in rounds.items() if name not in failures}
-    measurements = tuple(_summary(name, records, shapes[name]) for name, records in found_of.items())
-    return ThroughputResult(measurements, failures, {**environment, "conditions": begun})
+                            environment = {**answer.environment, **conditions, "conditions": [*begun]}
+                            told = {each["id"]: _counts(each, settings) for each in answer.records}
+                            failures |= {name: each for name, each in told.items() if isinstance(each, str)}
+                            counts = {name: each for name, each in told.items() if isinstance(each, Counts)}
+                            add_to(book, process, counts, environment)
+                            found.update(counts)
+                        unanswered = [each for each in unanswered if each.id not in found and each.id not in failures]
+    good = {each: [found[each.id] for found in rounds.values()] for each in candidates if each.id not in failures}
+    measurements = tuple(_summary(each, found) for each, found in good.items())
+    return ThroughputResult(measurements, failures, environment)
 
 
-def _summary(name: str, records: Sequence[Mapping[str, Any]], shape: Sequence[int]) -> Throughput:
-    batch = shape[0] if len(shape) > 1 else 1
-    rates = tuple(batch * sum(each["counts"]) / (len(each["counts"]) * each["window_s"]) for each in records)
-    beside = [each["reference_ms"] for each in records]
+def _counts(record: Mapping[str, Any], settings: MeasureSettings) -> Counts | str:
+    """What was counted, or why nothing was."""
+    if "error" in record:
+        return str(record["error"])
+    if not any(record["counts"]):
+        return f"no request ended within the {settings.min_s:g} s in which they are counted"
+    return Counts(tuple(record["counts"]), record["window_s"], record["how"], record["reference_ms"])
+
+
+def _summary(candidate: Candidate, records: Sequence[Counts]) -> Throughput:
+    batch = candidate.shape[0] if len(candidate.shape) > 1 else 1
+    rates = tuple(batch * sum(each.counts) / (len(each.counts) * each.window_s) for each in records)
+    beside = [each.reference_ms for each in records]
     return Throughput(
-        id=name,
+        id=candidate.id,
         images_per_s=median(rates),
         process_images_per_s=rates,
-        windows=tuple(tuple(each["counts"]) for each in records),
-        window_s=records[0]["window_s"],
-        n=sum(sum(each["counts"]) for each in records),
-        how=records[0]["how"],
+        windows=tuple(each.counts for each in records),
+        window_s=records[0].window_s,
+        n=sum(sum(each.counts) for each in records),
+        how=records[0].how,
         unstable=max(rates) > (1 + UNSTABLE) * min(rates),
         drift=max(beside) / min(beside) - 1,
     )

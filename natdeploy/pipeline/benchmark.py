@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from natdeploy._version import __version__
 from natdeploy.errors import DeviceError, UsageError
-from natdeploy.export import METADATA, record_latency
-from natdeploy.files import write_atomic
-from natdeploy.hardware.bench import NETS, Candidate, MeasureSettings
+from natdeploy.export import METADATA
+from natdeploy.files import require_writable
+from natdeploy.hardware.bench import NETS, Candidate, MeasureSettings, Round
 from natdeploy.hardware.device import Target, host_facts
 from natdeploy.hardware.footprint import Footprint, measure_footprints
-from natdeploy.hardware.measure import MeasureResult, measure
+from natdeploy.hardware.measure import measure
 from natdeploy.hardware.runtimes import get_runtime, installed_version
-from natdeploy.hardware.throughput import STREAMS, measure_throughput
+from natdeploy.hardware.throughput import STREAMS, Counts, measure_throughput
 from natdeploy.logs import log_to
-from natdeploy.pipeline.book import SavedBook
+from natdeploy.pipeline.book import NOWHERE, JointBook, Keeper, SavedBook, file_keeper
 from natdeploy.pipeline.compare_times import agreement, compare, compare_results, require_shared, slower_int8
-from natdeploy.pipeline.config import target_of
-from natdeploy.pipeline.export import bundle_name, latency_of
-from natdeploy.pipeline.finished import latency_limit_ms
 from natdeploy.pipeline.model_files import Subject, bundle, foreign
+from natdeploy.pipeline.record_times import record_footprints, record_times
 from natdeploy.pipeline.run_files import run_subjects
 from natdeploy.pipeline.search import LOG, read_config
 from natdeploy.pipeline.timings import (
@@ -45,7 +41,7 @@ from natdeploy.pipeline.timings import (
     with_footprint,
 )
 from natdeploy.progress import Progress, Silent
-from natdeploy.store import LatencyRecord, RunStore
+from natdeploy.store import RunStore
 
 
 def benchmark(
@@ -65,13 +61,14 @@ def benchmark(
 
     Args:
         paths: each a run folder, of which every exported net and the seed network are measured; an exported bundle; or any ONNX,
-            TFLite or OpenVINO file. Or one earlier result, from `out`, which is compared and nothing is measured.
+            TFLite or OpenVINO file. Those of one runtime are measured in turns, of whichever run they are. Or one earlier result,
+            from `out`, which is compared and nothing is measured.
         target: where; a run's own by default, else this machine, in the runtime that a file's suffix tells.
         progress: is told about every model.
         settings: how long each model is measured; by default as `NETS` or, of throughput, `STREAMS` says.
         out: JSON file for the whole result: target, environment, flags, and every raw time.
         mode: latency of one request at a time, by default, or throughput of as many as the target runs best at once.
-        arch: nets of a run, as for `export`.
+        arch: nets of each run, as for `export`.
         shape: of the input, for files that leave its sizes open.
         compare_with: an earlier result, from `out`; every model that both have is compared.
         fresh: measure again what the run holds already from the same file on the same target.
@@ -80,7 +77,7 @@ def benchmark(
         UsageError: a path is nothing that can be timed on the target; the message says what to do.
         DeviceError: the target failed. What was measured until then is kept where the run, or `out`, can hold it, and the same
             call goes on from there.
-        NatdeployError: `out` cannot be written; a run keeps what was measured.
+        NatdeployError: `out` cannot be written, which is tried before anything is measured.
     """
     progress = progress or Silent()
     begun = _utc()
@@ -89,9 +86,12 @@ def benchmark(
         options = {"--target": target, "--mode": mode, "--arch": arch, "--shape": shape, "--out": out, "--fresh": fresh or None}
         return _compared(given, compare_with, [name for name, value in options.items() if value is not None])
     mode = mode or "latency"
+    other = None if compare_with is None else read_result(compare_with)
+    if out is not None:
+        require_writable(out)
     with ExitStack() as open_things:
         converted = Path(open_things.enter_context(tempfile.TemporaryDirectory()))
-        store, subjects = _subjects(
+        stores, subjects = _subjects(
             given,
             target,
             arch=arch,
@@ -100,17 +100,11 @@ def benchmark(
             open_things=open_things,
             progress=progress,
         )
-        other = None if compare_with is None else read_result(compare_with)
         if other is not None and compare_with is not None:
             require_shared([facts(each) for each in subjects], other, mode, compare_with)
-        if mode == "latency":
-            keeper = _keeper(store, out)
-            groups = _grouped(subjects)
-            sections = [_latencies(group, store, settings or NETS, keeper, progress, fresh=fresh) for group in groups]
-        else:
-            sections = [_rates(group, store, settings or STREAMS, progress) for group in _grouped(subjects)]
+        call = _Call(stores, out, settings or (NETS if mode == "latency" else STREAMS), fresh, progress)
+        sections = [_latencies(group, call) if mode == "latency" else _rates(group, call) for group in _grouped(subjects)]
         models = [model for section in sections for model in section.models]
-        known = store.latencies() if store is not None and mode == "latency" else ()
         result = BenchmarkResult(
             tool=f"natdeploy {__version__}",
             mode=mode,
@@ -118,7 +112,7 @@ def benchmark(
             ended_utc=_utc(),
             sections=tuple(sections),
             agreements=tuple(_agreements(sections)),
-            remarks=tuple(_remarks(models, known)) if mode == "latency" else (),
+            remarks=tuple(_remarks(models, stores)) if mode == "latency" else (),
         )
         if other is not None and compare_with is not None and models:
             result = result.model_copy(update={"comparison": compare(result, other, compare_with)})
@@ -149,14 +143,18 @@ def _compared(paths: Sequence[Path], other: Path | None, options: Sequence[str])
 
 def _agreements(sections: Sequence[Section]) -> Iterator[Agreement]:
     for section in sections:
-        for found in (agreement(section, "p50"), agreement(section, "undisturbed")):
-            if found is not None:
-                yield found
+        for run in dict.fromkeys(model.run for model in section.models):
+            for found in (agreement(section, "p50", run), agreement(section, "undisturbed", run)):
+                if found is not None:
+                    yield found
 
 
-def _remarks(models: Sequence[ModelTimes], known: Sequence[LatencyRecord]) -> Iterator[str]:
-    if (slower := slower_int8(models, known)) is not None:
-        yield slower
+def _remarks(models: Sequence[ModelTimes], stores: Mapping[Path, RunStore]) -> Iterator[str]:
+    known = {str(folder): store.latencies() for folder, store in stores.items()}
+    for run in dict.fromkeys(model.run for model in models):
+        own = [model for model in models if model.run == run]
+        if (slower := slower_int8(own, known.get(run or "", ()))) is not None:
+            yield slower if len(known) < 2 or run is None else f"{run}: {slower}"
     if unreadable := dict.fromkeys(each for model in models for each in model.unreadable):
         yield f"energy is not known in full, for these counters cannot be read: {', '.join(unreadable)}"
 
@@ -174,27 +172,32 @@ def _subjects(
     converted: Path,
     open_things: ExitStack,
     progress: Progress,
-) -> tuple[RunStore | None, list[Subject]]:
-    """What the paths mean, and the store of the run among them, which stays open."""
-    runs = [path for path in dict.fromkeys(paths) if path.is_dir() and not (path / METADATA).is_file()]
-    if len(runs) > 1:
-        raise UsageError(f"{' and '.join(map(str, runs))} are two runs; measure one at a time")
+) -> tuple[Mapping[Path, RunStore], list[Subject]]:
+    """What the paths mean, and the stores of the runs among them, which stay open."""
+    named: dict[Path, Path] = {}
+    for path in paths:
+        named.setdefault(path.resolve(), path)
+    paths = list(named.values())
+    runs = [path for path in paths if path.is_dir() and not (path / METADATA).is_file()]
     if arch is not None and not runs:
         raise UsageError("--arch chooses nets of a run, and no path is one; leave it out")
-    store = None
+    stores: dict[Path, RunStore] = {}
     subjects: list[Subject] = []
-    for path in dict.fromkeys(paths):
+    for path in paths:
         if path in runs:
-            store = open_things.enter_context(RunStore.open(path))
+            stores[path] = open_things.enter_context(RunStore.open(path))
             open_things.enter_context(log_to(path / LOG))
-            subjects += run_subjects(store, target, arch, converted, progress)
+            folder = converted / str(len(stores))
+            folder.mkdir()
+            prefix = f"{path}/" if len(runs) > 1 else ""  # as a book leaves it out
+            subjects += run_subjects(stores[path], target, arch, folder, progress, prefix=prefix)
         elif path.is_dir():
             subjects += bundle(path, target, progress)
         else:
             subjects.append(foreign(path, target, shape))
     if not subjects:
         raise UsageError("there is nothing to time; name a run, an exported folder or a model file")
-    return store, subjects
+    return stores, subjects
 
 
 def _grouped(subjects: Sequence[Subject]) -> list[list[Subject]]:
@@ -205,32 +208,71 @@ def _grouped(subjects: Sequence[Subject]) -> list[list[Subject]]:
     return list(groups.values())
 
 
-class Keeper(NamedTuple):
-    """Where what was measured is kept by name until all of it is; there may be no such place."""
+@dataclass(frozen=True)
+class _Call:
+    """What holds for all that is measured in a call.
 
-    load: Callable[[str], Any]
-    save: Callable[[str, Any], None]
+    Attributes:
+        stores: the runs' stores, by their folders.
+        out: file of the result.
+        settings: how long each model is measured.
+        fresh: what is known already is measured again.
+        progress: is told about every model.
+    """
 
+    stores: Mapping[Path, RunStore]
+    out: Path | None
+    settings: MeasureSettings
+    fresh: bool
+    progress: Progress
 
-def _keeper(store: RunStore | None, out: Path | None) -> Keeper:
-    """The run, else a file beside the result's."""
-    if store is not None:
-        return Keeper(store.get, store.set)
-    if out is None:
-        return Keeper(lambda name: None, lambda name, value: None)
-    part = _part(out)
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a place where what was measured is kept until all of it is."""
+        return bool(self.stores) or self.out is not None
 
-    def everything() -> dict[str, Any]:
-        try:
-            held: dict[str, Any] = json.loads(part.read_text())
-        except (OSError, ValueError):  # none yet; it holds nothing but what can be measured again
-            return {}
-        return held
+    @property
+    def seed(self) -> int:
+        """Of orders and input values: the first run's."""
+        return next((read_config(store).seed for store in self.stores.values()), 0)
 
-    return Keeper(
-        lambda name: everything().get(name),
-        lambda name, value: write_atomic(part, json.dumps({**everything(), name: value}, allow_nan=False).encode()),
-    )
+    def home(self, subject: Subject) -> Path | None:
+        """Folder of the run in which it is kept: a net's own, the first for files beside runs; None where there is no run."""
+        return subject.run or next(iter(self.stores), None)
+
+    def book(self, subjects: Sequence[Subject], what: str, kind: type[Any]) -> JointBook[Any]:
+        """What is known of models already, each in its place.
+
+        Args:
+            subjects: that are measured in turns.
+            what: times or rates.
+            kind: of its records.
+        """
+        first = _first(subjects)
+        key = {"settings": asdict(self.settings), "seed": self.seed, "reference": first.digest}
+        books = []
+        for home in dict.fromkeys(map(self.home, subjects)):
+            name = f"{what} on {first.target}"
+            if home != self.home(first):  # beside its own seed network it was measured before, perhaps
+                name += f" beside {first.digest[:12]}"
+            digests = {each.name: each.digest for each in subjects if self.home(each) == home}
+            books.append(SavedBook(self._keeper(home), name, kind, key, digests, prefix=f"{home}/"))
+        book = JointBook(books)
+        if self.fresh:
+            book.forget()
+        _check_version(book, first.target, self.progress)
+        return book
+
+    def _keeper(self, home: Path | None) -> Keeper:
+        if home is not None:
+            return Keeper(self.stores[home].get, self.stores[home].set)
+        return NOWHERE if self.out is None else file_keeper(_part(self.out))
+
+    def explained(self, error: DeviceError, book: JointBook[Any]) -> DeviceError:
+        """The error, with the way to go on where there is one."""
+        if not (book.environment and self.keeps):
+            return error
+        return type(error)(f"{error}; what was measured is kept, and the same command goes on from there")
 
 
 def _part(out: Path) -> Path:
@@ -242,45 +284,37 @@ def _first(subjects: Sequence[Subject]) -> Subject:
     return next((each for each in subjects if each.net is not None and each.net.role == "baseline"), subjects[0])
 
 
-def _latencies(
-    subjects: Sequence[Subject],
-    store: RunStore | None,
-    settings: MeasureSettings,
-    keeper: Keeper,
-    progress: Progress,
-    *,
-    fresh: bool,
-) -> Section:
-    """Times models of one target together, and records what belongs to the run."""
+def _latencies(subjects: Sequence[Subject], call: _Call) -> Section:
+    """Times models of one target together, and records what belongs to runs."""
     first = _first(subjects)
-    chosen, seed = first.target, 0 if store is None else read_config(store).seed
-    name = f"times on {chosen}"
-    book = SavedBook(
-        partial(keeper.load, name),
-        partial(keeper.save, name),
-        {"settings": asdict(settings), "seed": seed, "reference": first.digest},
-        {each.name: each.digest for each in subjects},
-    )
-    if fresh:
-        book.forget()
-    _check_version(book, chosen, progress)
+    book = call.book(subjects, "times", Round)
     candidates = [each.candidate for each in subjects]
     try:
-        result = measure(candidates, first.candidate, chosen, settings, seed=seed, progress=progress, keep_going=True, book=book)
+        result = measure(
+            candidates,
+            first.candidate,
+            first.target,
+            call.settings,
+            seed=call.seed,
+            progress=call.progress,
+            keep_going=True,
+            book=book,
+        )
         measured = {each.id: each for each in result.measurements}
-        if store is not None:
-            _record(store, subjects, result, chosen, progress)
-        footprints = _footprints([each for each in candidates if each.id in measured], book, chosen, settings, progress)
+        for folder, store in call.stores.items():
+            if own := [each for each in subjects if each.run == folder]:
+                record_times(store, own, result, _first(own).target, call.progress)
+        footprints = _footprints([each for each in candidates if each.id in measured], book, first.target, call)
     except DeviceError as error:
-        if book.environment and (store is not None or keeper.load(name) is not None):
-            raise type(error)(f"{error}; what was measured is kept, and the same command goes on from there") from error
-        raise
+        raise call.explained(error, book) from error
+    if means := [f"{each.id} {each.mean_ms:.3f} ms" for each in result.measurements if each.p50_ms is None]:
+        call.progress.note(f"{result.environment['harness']} tells no median; the means are {', '.join(means)}")
     models = [model_times(each, measured[each.name], result.environment) for each in subjects if each.name in measured]
     models = [with_footprint(each, footprints[each.name]) if each.name in footprints else each for each in models]
-    if store is not None:
-        _record_footprints(store, models)
+    for folder, store in call.stores.items():
+        record_footprints(store, [each for each in models if each.run == str(folder)])
     return Section(
-        target=str(chosen),
+        target=str(first.target),
         environment=dict(result.environment),
         reference=first.name,
         reference_ms=result.reference_ms if measured else None,
@@ -289,9 +323,7 @@ def _latencies(
     )
 
 
-def _footprints(
-    candidates: Sequence[Candidate], book: SavedBook, target: Target, settings: MeasureSettings, progress: Progress
-) -> dict[str, Footprint]:
+def _footprints(candidates: Sequence[Candidate], book: JointBook[Any], target: Target, call: _Call) -> dict[str, Footprint]:
     """What models take beside time, of those that are not known already measured now."""
     found = {
         name: Footprint(value["memory"], value["energy"], tuple(value["unreadable"]))
@@ -304,33 +336,32 @@ def _footprints(
 
     missing = [each for each in candidates if each.id not in found]
     if missing:
-        seconds = settings.processes * settings.min_s
-        why = measure_footprints(missing, target, seconds=seconds, seed=0, progress=progress, keep=keep)
+        seconds = call.settings.processes * call.settings.min_s
+        why = measure_footprints(missing, target, seconds=seconds, seed=0, progress=call.progress, keep=keep)
         for reason in dict.fromkeys(why.values()):
             names = ", ".join(name for name, each in why.items() if each == reason)
-            progress.note(f"memory and energy of {names} are not known: {reason}")
+            call.progress.note(f"memory and energy of {names} are not known: {reason}")
     return found
 
 
-def _record_footprints(store: RunStore, models: Sequence[ModelTimes]) -> None:
-    """Adds to the run's latencies what else was measured."""
-    found = {(each.role, each.id, each.target): each for each in models}
-    for record in store.latencies():
-        model = found.get((record.role, record.id, record.target))
-        if model is not None:
-            memory = None if model.memory is None else model.memory.model_mb
-            energy = None if model.energy is None else model.energy.net_mj
-            store.put_latency(replace(record, peak_memory_mb=memory, energy_mj=energy))
-
-
-def _rates(subjects: Sequence[Subject], store: RunStore | None, settings: MeasureSettings, progress: Progress) -> Section:
-    """Images a second of models of one target; a run keeps them too."""
+def _rates(subjects: Sequence[Subject], call: _Call) -> Section:
+    """Images a second of models of one target."""
     first = _first(subjects)
-    seed = 0 if store is None else read_config(store).seed
-    candidates = [each.candidate for each in subjects]
-    result = measure_throughput(candidates, first.candidate, first.target, settings, seed=seed, progress=progress)
+    book = call.book(subjects, "rates", Counts)
+    try:
+        result = measure_throughput(
+            [each.candidate for each in subjects],
+            first.candidate,
+            first.target,
+            call.settings,
+            seed=call.seed,
+            progress=call.progress,
+            book=book,
+        )
+    except DeviceError as error:
+        raise call.explained(error, book) from error
     measured = {each.id: each for each in result.measurements}
-    section = Section(
+    return Section(
         target=str(first.target),
         environment=dict(result.environment),
         reference=first.name,
@@ -338,12 +369,9 @@ def _rates(subjects: Sequence[Subject], store: RunStore | None, settings: Measur
         models=tuple(model_rates(each, measured[each.name], result.environment) for each in subjects if each.name in measured),
         failures=dict(result.failures),
     )
-    if store is not None:
-        store.set(f"throughput on {first.target}", section.model_dump(mode="json"))
-    return section
 
 
-def _check_version(book: SavedBook, target: Target, progress: Progress) -> None:
+def _check_version(book: JointBook[Any], target: Target, progress: Progress) -> None:
     """Forgets what another version of the runtime or another processor did here. Elsewhere that shows once anything is measured."""
     if not book.known(0):
         return
@@ -355,37 +383,3 @@ def _check_version(book: SavedBook, target: Target, progress: Progress) -> None:
                 book.forget()
                 return
     progress.note(f"what was measured on {target} until {book.environment['utc']} counts; --fresh measures it again")
-
-
-def _record(store: RunStore, subjects: Sequence[Subject], result: MeasureResult, target: Target, progress: Progress) -> None:
-    """Writes what was measured of a run's nets to the run, and to their exported folders."""
-    config = read_config(store)
-    own = str(target) == str(target_of(config))
-    if not own:
-        progress.note(f"the run was searched for {target_of(config)}; its predictions do not apply to {target}")
-    found = {each.id: each for each in result.measurements}
-    for subject in subjects:
-        net, times = subject.net, found.get(subject.name)
-        if net is None or times is None:
-            continue
-        place = str(subject.target)
-        timed = replace(
-            net, measured_p50_ms=times.p50_ms, measured_p90_ms=times.p90_ms, measured_n=times.n, unstable=times.unstable
-        )
-        told = timed if own else replace(timed, predicted_ms=None, estimated=False)
-        record_latency(store.folder / bundle_name(net), latency_of(told, place, times.mean_ms if times.p50_ms is None else None))
-        store.put_latency(
-            LatencyRecord(net.role, net.id, place, times.p50_ms, times.p90_ms, times.mean_ms, times.n, times.unstable)
-        )
-        if own:
-            store.put_net(timed)
-    means = [f"{each.id} {each.mean_ms:.3f} ms" for each in result.measurements if each.p50_ms is None]
-    if means:
-        progress.note(f"{result.environment['harness']} tells no median; the means are {', '.join(means)}")
-    if own:
-        limit_ms = latency_limit_ms(config)
-        fronts = [each for each in subjects if each.net is not None and each.net.role == "front" and each.name in found]
-        over = [str(each.id) for each in fronts if found[each.name].typical_ms > limit_ms]
-        if over:
-            expected = "estimated" if store.get("estimate") else "predicted"
-            progress.note(f"measured above the limit of {limit_ms:g} ms, though {expected} below it: {', '.join(over)}")

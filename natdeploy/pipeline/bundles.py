@@ -6,8 +6,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,14 +29,18 @@ from natdeploy.export import (
     Metadata,
     ModelFile,
     Parity,
+    PhotoSize,
     TensorFacts,
     add_file,
     as_input,
+    check_photos,
     check_precision,
     compare,
+    fitted,
     get_format,
     input_facts,
     onnx,
+    prepared,
     quantisation,
     read_bundle,
     remove_file,
@@ -50,7 +56,7 @@ from natdeploy.runtimes import ort
 from natdeploy.space import Arch
 from natdeploy.store import FileRecord
 from natdeploy.supernet import Subnet
-from natdeploy.tasks import SplitName, Task
+from natdeploy.tasks import Classification, SplitName, Task
 from natdeploy.training.judge import BATCH, verdict_of
 
 MAX_DROP = 1.0
@@ -69,23 +75,36 @@ class Wanted:
         precisions: of its files; without any, the one the search chose for the net, or fp32.
         max_drop: points of the task's metric on validation images, accuracy or mean IoU, that a file may lose to torch.
         input: that its files take.
+        photo_size: height and width, px, of the photos that files take whose format wants one size; others take any.
     """
 
     formats: tuple[Format, ...]
     precisions: tuple[str, ...] = ()
     max_drop: float = MAX_DROP
     input: InputKind = "nchw"
+    photo_size: PhotoSize | None = None
+
+    def input_of(self, format: Format, size: tuple[int, int]) -> TensorFacts:
+        """The input of a format's file, for images of a size (height, width)."""
+        return input_facts(ort.INPUT, self.input, size, self.photo_size if format.photos == "one" else None)
 
     def precisions_of(self, own: str | None) -> list[str]:
         """Of a net whose own precision the search chose, or not; the safest first, so that it is known what to offer for others."""
         return sorted(dict.fromkeys(self.precisions or (own or PRECISIONS[0],)), key=PRECISIONS.index)
 
 
-def wanted(formats: Sequence[str], precisions: Sequence[str] = (), *, max_drop: float = MAX_DROP, input: str = "nchw") -> Wanted:
+def wanted(
+    formats: Sequence[str],
+    precisions: Sequence[str] = (),
+    *,
+    max_drop: float = MAX_DROP,
+    input: str = "nchw",
+    photo_size: PhotoSize | None = None,
+) -> Wanted:
     """What a user asks for by names.
 
     Raises:
-        UsageError: a name is unknown, or nothing is asked for.
+        UsageError: a name is unknown, nothing is asked for, or a format does not take photos as they are asked for.
         DeviceError: the runtime of a format is not installed.
     """
     for name in precisions:
@@ -98,9 +117,14 @@ def wanted(formats: Sequence[str], precisions: Sequence[str] = (), *, max_drop: 
     chosen = tuple(get_format(name) for name in dict.fromkeys(formats))
     if not chosen:
         raise UsageError(f"no format is asked for; choose {', '.join(FORMATS)}")
+    if photo_size is not None and not (known == "photo" and any(format.photos == "one" for format in chosen)):
+        ones = " or ".join(each.name for each in FORMATS.values() if each.photos == "one")
+        raise UsageError(f"--photo-size is for {ones} with --input photo; leave it out")
     for format in chosen:
+        if known == "photo":
+            check_photos(format, photo_size)
         installed_version(format.checked_by())
-    return Wanted(chosen, tuple(precisions), max_drop, known)
+    return Wanted(chosen, tuple(precisions), max_drop, known, photo_size)
 
 
 class Bundle:
@@ -133,6 +157,7 @@ class Bundle:
         self._wanted, self._progress, self._labelled = wanted, progress, labelled
         self._resolution, self._size = Arch.parse(description.arch).resolution, description.preprocessing.size
         self._metadata = self._known(latencies)
+        self._photo_references: dict[PhotoSize | None, Reference] = {}
 
     def add(self, format: Format, precision: str, *, role: str, path: str) -> FileRecord:
         """Makes a file, unless it is there, and puts it into the folder, unless it is refused.
@@ -183,7 +208,22 @@ class Bundle:
         return ("validation",) if self._task is None else ("validation", "test")
 
     def _batches(self, split: SplitName) -> Iterable[Batch]:
+        """Images as the network takes them."""
         return self._noise if self._task is None else self._task.batches(split, self._resolution, BATCH)
+
+    def _photos(self, split: SplitName, size: PhotoSize | None) -> Iterator[tuple[list[Array], Tensor]]:
+        """The same images as photos (height, width, 3) of bytes, as they are or, where there is one size for all, fitted to it."""
+        assert isinstance(self._task, Classification | None), "refused before"
+        photos = self._noise_photos() if self._task is None else self._task.whole(split)
+        while some := list(islice(photos, BATCH)):
+            yield [fitted(photo, size) for photo, _ in some], torch.tensor([label for _, label in some])
+
+    def _noise_photos(self) -> Iterator[tuple[Array, int]]:
+        """Pixels of chance in all shapes, and labels that mean nothing."""
+        rng = np.random.default_rng(0)
+        for _ in range(NOISE_IMAGES):
+            height, width = rng.integers(self._resolution // 2, 3 * self._resolution, 2)
+            yield rng.integers(0, 256, (height, width, 3), dtype=np.uint8), 0
 
     @cached_property
     def _noise(self) -> list[Batch]:
@@ -208,20 +248,32 @@ class Bundle:
         """Of answers to the images of a split; None where these are not of the network's own classes."""
         return verdict_of(self._task, answers).metric if self._task and self._labelled else None
 
-    def _tried(self, answers: Iterable[Batch], split: SplitName) -> tuple[float | None, Parity]:
-        """Metric of a file's answers to the images of a split, and how far they are from torch's."""
-        parities: list[Parity] = []
+    def _tried(
+        self, answers: Iterable[Batch], split: SplitName, references: Sequence[Reference]
+    ) -> tuple[float | None, list[Parity]]:
+        """Metric of a file's answers to the images of a split, and how far they are from each of torch's."""
+        parities: list[list[Parity]] = []
 
         def compared() -> Iterator[Batch]:
-            for (outputs, labels), (expected, _) in zip(answers, self._reference(split), strict=True):
-                parities.append(compare(outputs, expected))
+            for (outputs, labels), *expected in zip(answers, *(each(split) for each in references), strict=True):
+                parities.append([compare(outputs, own) for own, _ in expected])
                 yield outputs, labels
 
-        compared_ones = compared()
-        metric = self._metric(compared_ones)
-        for _ in compared_ones:  # which nobody has asked for where there is no metric
+        pairs = compared()
+        metric = self._metric(pairs)
+        for _ in pairs:  # which nobody has asked for where there is no metric
             pass
-        return metric, together(parities)
+        return metric, [together(each) for each in zip(*parities, strict=True)]
+
+    def _photo_reference(self, size: PhotoSize | None) -> Reference:
+        """What torch answers to photos, which it resizes itself."""
+        how = self._description.preprocessing
+
+        def batches(split: SplitName) -> Iterator[Batch]:
+            for photos, labels in self._photos(split, size):
+                yield torch.stack([prepared(photo, how) for photo in photos]), labels
+
+        return self._photo_references.setdefault(size, Reference(self._subnet, batches))
 
     @cached_property
     def _calibration(self) -> list[Tensor]:
@@ -252,7 +304,7 @@ class Bundle:
         for file in self._metadata.files:
             if (
                 file.name == format.file_name(precision)
-                and file.input == input_facts(ort.INPUT, self._wanted.input, self._size)
+                and file.input == self._wanted.input_of(format, self._size)
                 and file.checked_in == f"{runtime.NAME} {installed_version(runtime)}"
                 and self._refusal(file) is None
             ):
@@ -262,20 +314,25 @@ class Bundle:
     def _make(self, format: Format, precision: str, folder: Path) -> ModelFile:
         """Writes a file into a folder and tries it there."""
         runtime, path = format.checked_by(), folder / format.file_name(precision)
-        wanted = input_facts(ort.INPUT, self._wanted.input, self._size)
+        wanted = self._wanted.input_of(format, self._size)
+        if wanted.resized and not isinstance(self._task, Classification | None):
+            raise UsageError(f"files of {self._task.name} do not resize photos; choose another --input, such as image")
         calibration = self._calibration if precision == "int8" else []
         write(
             self._subnet,
             path,
             format,
             precision,
-            kind=self._wanted.input,
+            input=wanted,
             description=self._description,
             calibration=calibration,
         )
         answers = {split: self._answers(path, runtime, precision, wanted, split) for split in self._splits}
-        tried = {split: self._tried(each, split) for split, each in answers.items()}
-        before, (after, parity) = self._expected["validation"], tried["validation"]
+        # A file that resizes is compared with torch that resizes alike, and with what training saw.
+        resizing = [self._photo_reference(wanted.photo_size)] if wanted.resized else []
+        references = {"validation": [*resizing, self._reference]}
+        tried = {split: self._tried(each, split, references.get(split, ())) for split, each in answers.items()}
+        before, (after, parities) = self._expected["validation"], tried["validation"]
         self._metadata = self._metadata.model_copy(
             update={"validation_accuracy": before, "test_accuracy": self._expected.get("test")}
         )
@@ -295,14 +352,19 @@ class Bundle:
             validation_accuracy=after,
             drop=None if before is None or after is None else 100 * (before - after),
             test_accuracy=tried["test"][0] if "test" in tried else None,
-            parity=parity,
+            parity=parities[0],
+            trained_agreement=parities[-1].top1_agreement if wanted.resized and self._task else None,
         )
 
     def _answers(self, path: Path, runtime: Runtime, precision: str, wanted: TensorFacts, split: SplitName) -> Iterator[Batch]:
+        if wanted.resized:
+            photos = self._photos(split, wanted.photo_size)
+            return file_outputs(path, runtime, precision, photos, shape=None, prepare=lambda photo: photo[None])
+
         def prepare(image: Tensor) -> Array:
             return as_input(image, wanted, self._description.preprocessing)
 
-        return file_outputs(path, runtime, precision, self._batches(split), shape=wanted.shape, prepare=prepare)
+        return file_outputs(path, runtime, precision, self._batches(split), shape=wanted.sizes, prepare=prepare)
 
     def _refusal(self, file: ModelFile) -> str | None:
         """Why a file is not to be used, and what to use in its place."""

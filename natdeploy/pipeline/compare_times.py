@@ -12,7 +12,8 @@ from scipy.stats import spearmanr
 from scipy.stats import t as student
 
 from natdeploy.errors import UsageError
-from natdeploy.hardware.measure import DECIDES, UNSTABLE
+from natdeploy.hardware.book import DECIDES
+from natdeploy.hardware.measure import UNSTABLE
 from natdeploy.pipeline.timings import Agreement, BenchmarkResult, Comparison, ModelTimes, Pair, Section, read_result
 from natdeploy.store import LatencyRecord
 
@@ -23,8 +24,9 @@ def _keys(model: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """By what a model is found in another result, the surest first: its files, its architecture, its name."""
     files, target, precision = tuple(sorted(model["sha256"].items())), model["target"], model["precision"]
     contents = tuple(digest for _, digest in files)
-    found: list[tuple[Any, ...]] = [("files", contents, target), ("files", contents)]
+    found: list[tuple[Any, ...]] = [("files", contents, target, model["run"]), ("files", contents, target), ("files", contents)]
     if model["id"] is not None:
+        found += [("run", model["run"], model["role"], model["id"], precision, target)]
         found += [("net", model["role"], model["id"], precision, target), ("net", model["role"], model["id"], precision)]
         found += [("id", model["id"], precision), ("id", model["id"])]
     return [*found, ("name", model["name"], target), ("name", model["name"]), ("file", Path(model["name"]).name)]
@@ -159,12 +161,12 @@ def ratio_interval(here: Sequence[float], there: Sequence[float]) -> tuple[float
     return math.exp(centre - half), math.exp(centre + half)
 
 
-def agreement(section: Section, measured_as: Literal["p50", "undisturbed"] = "p50") -> Agreement | None:
-    """Predicted against measured, of the front's nets; None where nothing is predicted."""
+def agreement(section: Section, measured_as: Literal["p50", "undisturbed"] = "p50", run: str | None = None) -> Agreement | None:
+    """Predicted against measured, of the nets of a run's front, or of those of no run; None where nothing is predicted."""
     pairs = [
         (model.predicted_ms, model.latency.typical_ms if measured_as == "p50" else model.latency.undisturbed_ms)
         for model in section.models
-        if model.role != "baseline" and model.predicted_ms is not None and model.latency is not None
+        if model.run == run and model.role != "baseline" and model.predicted_ms is not None and model.latency is not None
     ]
     if not pairs:
         return None
@@ -172,6 +174,7 @@ def agreement(section: Section, measured_as: Literal["p50", "undisturbed"] = "p5
     error = np.abs(predicted - measured) / measured
     varied = len(pairs) > 2 and len(set(predicted)) > 1 and len(set(measured)) > 1
     return Agreement(
+        run=run,
         target=section.target,
         measured=measured_as,
         n=len(pairs),

@@ -126,10 +126,10 @@ class SearchConfig(BaseModel):
     """One search, whole. It is written to the run folder, and with the same data and machine it gives the same run again.
 
     Attributes:
-        task: what is learned.
         data: image folder, with `train/` and `test/` or one flat folder of classes; or the name of a data set (docs/data.md); or,
             for segmentation, images with masks (docs/segmentation.md); for detection, images with boxes (docs/detection.md).
         out: run folder, created.
+        task: what is learned.
         target: device, optionally with runtime: `host`, `host/onnxruntime`.
         precisions: that the search chooses among, for each network, instead of the target's one; the first is the baseline's.
         space: name of a shipped space, or path of a TOML file (docs/spaces.md).
@@ -168,9 +168,9 @@ class SearchConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: TaskName = "classification"
     data: Path
     out: Path
+    task: TaskName = "classification"
     target: str = "host"
     precisions: tuple[str, ...] = ()
     space: str = "mbv2"

@@ -31,13 +31,15 @@ class Subject:
     """A model file that is to be timed on a target.
 
     Attributes:
-        name: tells it from the others: a path as the user gave it, or role and id of a run's net.
+        name: tells it from the others: a path as the user gave it, or role and id of a run's net, after the run's folder where
+            there are several.
         candidate: of it.
         target: in the file's precision, where that is known.
         sha256: of every file it consists of, by their names.
         size_mb: of all of them, 10^6 bytes.
         id: of the architecture, where it is known.
-        net: of a run.
+        run: folder of the run that it is of.
+        net: of the run.
         predicted_ms: latency on the target; None where nothing tells it.
         estimated: it comes from a specification sheet.
     """
@@ -48,6 +50,7 @@ class Subject:
     sha256: Mapping[str, str]
     size_mb: float
     id: str | None = None
+    run: Path | None = None
     net: NetRecord | None = None
     predicted_ms: float | None = None
     estimated: bool = False
@@ -78,6 +81,7 @@ def make_subject(
     *,
     inputs: Inputs = (),
     id: str | None = None,
+    run: Path | None = None,
     net: NetRecord | None = None,
     predicted_ms: float | None = None,
     estimated: bool = False,
@@ -96,7 +100,7 @@ def make_subject(
         sha256[path.name] = hashlib.sha256(data).hexdigest()
         size += len(data)
     candidate = Candidate(name, model, shape, inputs, target.precision)
-    return Subject(name, candidate, target, sha256, size / 1e6, id, net, predicted_ms, estimated)
+    return Subject(name, candidate, target, sha256, size / 1e6, id, run, net, predicted_ms, estimated)
 
 
 def foreign(path: Path, target: str | None, shape: Sequence[int] | None) -> Subject:
@@ -164,9 +168,11 @@ def _sizes(path: Path, name: str, sizes: tuple[int | None, ...] | None, shape: S
     return tuple(size for size in sizes if size is not None)
 
 
-def inputs_of(file: ModelFile) -> tuple[Shape, Inputs]:
-    """What an exported file takes, as `Candidate` tells it."""
-    shape = file.input.shape
+def inputs_of(file: ModelFile) -> tuple[Shape, Inputs] | None:
+    """What an exported file takes, as `Candidate` tells it; None where it takes any size."""
+    shape = file.input.sizes
+    if shape is None:
+        return None
     return shape, () if file.input.dtype == PLAIN else ((shape, file.input.dtype),)
 
 
@@ -193,9 +199,13 @@ def bundle(folder: Path, target: str | None, progress: Progress) -> list[Subject
         if file.precision not in chosen.device.precisions_of(runtime):
             others.append(f"{file.name} ({device.name} does not compute in {file.precision})")
             continue
+        taken = inputs_of(file)
+        if taken is None:
+            others.append(f"{file.name} (its time depends on the photo: time the file itself, with --shape 1x480x640x3)")
+            continue
+        shape, inputs = taken
         exact = parse_target(target or "host", precision=file.precision, runtime=runtime)
         told = next((each for each in metadata.latencies if each.target == str(exact)), None)
-        shape, inputs = inputs_of(file)
         found.append(
             make_subject(
                 f"{folder / file.name}",

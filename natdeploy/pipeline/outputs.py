@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from natdeploy.export import Array, Batch, plain_input, run_images
+from natdeploy.export import Array, Batch, run_images
 from natdeploy.hardware.runtimes import Runtime
 from natdeploy.supernet import Subnet
 from natdeploy.tasks import SplitName, Task
@@ -18,6 +19,8 @@ from natdeploy.training.judge import BATCH
 
 HELD_BYTES = 2**28
 """Of torch's answers to the images of a split, which every file of a network is compared with."""
+
+_Image = TypeVar("_Image")
 
 
 def calibration_images(task: Task, resolution: int, count: int) -> list[Tensor]:
@@ -61,10 +64,10 @@ def file_outputs(
     path: Path,
     runtime: Runtime,
     precision: str,
-    batches: Iterable[Batch],
+    batches: Iterable[tuple[Iterable[_Image], Any]],
     *,
-    shape: tuple[int, ...],
-    prepare: Callable[[Tensor], Array] = plain_input,
+    shape: tuple[int, ...] | None,
+    prepare: Callable[[_Image], Array],
 ) -> Iterator[Batch]:
     """Logits and labels of batches, of a file in a runtime, image by image on one thread of this machine.
 
@@ -72,9 +75,9 @@ def file_outputs(
         path: of the file.
         runtime: that reads it.
         precision: of the file.
-        batches: images, as the network takes them, and labels.
-        shape: of the file's input.
-        prepare: makes that input of an image (3, h, w) fp32.
+        batches: images, as the network takes them or photos, and labels.
+        shape: of the file's input; None where it is fixed in the file, or differs from image to image.
+        prepare: makes that input of an image.
     """
     with _quiet():
         session = runtime.load(path, shape, 1, precision, runtime.DELEGATES[0])

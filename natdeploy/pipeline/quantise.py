@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from natdeploy.export import plain_input
 from natdeploy.hardware.device import Target
 from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.pipeline.correct import fit_line
@@ -62,7 +63,7 @@ def judge_in_runtime(subnet: Subnet, target: Target, task: Task, split: SplitNam
         path = Path(folder, f"{subnet.arch.id}{runtime.SUFFIX}")
         runtime.convert(subnet, calibration[0], path, precision=target.precision, dynamic_size=False, calibration=calibration)
         batches = task.batches(split, resolution, BATCH)
-        answers = file_outputs(path, runtime, target.precision, batches, shape=subnet.input_shape)
+        answers = file_outputs(path, runtime, target.precision, batches, shape=subnet.input_shape, prepare=plain_input)
         verdict = verdict_of(task, answers)
     seconds = time.perf_counter() - start
     return Evaluation(0, str(subnet.arch), verdict.correct, verdict.total, verdict.loss, seconds, metric=verdict.metric)

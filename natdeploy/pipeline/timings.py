@@ -155,12 +155,13 @@ class ModelTimes(_Facts):
     """A model file and what was measured of it. What was not is None.
 
     Attributes:
-        name: the file as it was given, or role and id of a run's net.
+        name: the file as it was given, or role and id of a run's net, after the run's folder where there are several.
         target: device, runtime, precision and threads.
         sha256: of every file it consists of.
         size_mb: of all of them, 10^6 bytes.
         shape: of the input, or of the first of several.
-        role: in its run.
+        run: folder of its run, as it was given.
+        role: in it.
         id: of its architecture.
         predicted_ms: latency by the predictor.
         estimated: the prediction comes from a specification sheet.
@@ -178,6 +179,7 @@ class ModelTimes(_Facts):
     sha256: dict[str, str]
     size_mb: float
     shape: tuple[int, ...]
+    run: str | None = None
     role: str | None
     id: str | None
     predicted_ms: float | None
@@ -230,6 +232,7 @@ class Agreement(_Facts):
     """Predicted against measured latency of a front's nets.
 
     Attributes:
+        run: folder of their run; None of bundles.
         target: of both.
         measured: `p50` of wall time, or `undisturbed` time, which is what predictors are learned from.
         n: nets.
@@ -239,6 +242,7 @@ class Agreement(_Facts):
         spearman: rank correlation; None of fewer than three nets.
     """
 
+    run: str | None = None
     target: str
     measured: Literal["p50", "undisturbed"]
     n: int
@@ -306,7 +310,7 @@ class BenchmarkResult(_Facts):
         begun_utc: ISO 8601.
         ended_utc: ISO 8601.
         sections: one a runtime.
-        agreements: predicted against measured, where predictions apply.
+        agreements: predicted against measured, run by run, where predictions apply.
         comparison: with another result.
         remarks: sentences for people.
     """
@@ -446,6 +450,7 @@ def facts(subject: Subject) -> dict[str, Any]:
         "sha256": dict(subject.sha256),
         "size_mb": subject.size_mb,
         "shape": subject.candidate.shape,
+        "run": None if subject.run is None else str(subject.run),
         "role": None if subject.net is None else subject.net.role,
         "id": subject.id,
         "predicted_ms": subject.predicted_ms,

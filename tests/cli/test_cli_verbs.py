@@ -104,6 +104,7 @@ class Report:
     picks: tuple[Choice, ...] = (Choice(0, NET.id, "knee", "Going faster costs more."),)
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 1.0})
     adaptation: None = None
+    metric: str = "accuracy"
     summary: dict[str, Any] = field(default_factory=lambda: {"nets": [NET.id]})
 
 
@@ -191,6 +192,20 @@ def test_what_is_known_beside_the_times_is_said(calls: list[Any], monkeypatch: p
     assert "not the same: cpu is x here and y there\nonly there: c.onnx" in said
 
 
+def test_names_are_told_apart_and_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = timings().model_dump()
+    (model,) = found["sections"][0]["models"]
+    named = [model | {"name": name} for name in (f"one/x/front-{NET.id}", f"two/x/front-{NET.id}", "c/[b]y.onnx")]
+    found["sections"][0]["models"] = named
+    monkeypatch.setattr(pipeline, "benchmark", lambda *_, **__: pipeline.BenchmarkResult.model_validate(found))
+    said = run("benchmark", "one/x", "two/x", "c/[b]y.onnx").stdout
+    lines = [line.strip() for line in said.splitlines()]
+    for run_name in ("one/x/", "two/x/"):
+        (place,) = (i for i, line in enumerate(lines) if line.startswith(run_name))
+        assert lines[place + 1] == f"front-{NET.id}"
+    assert "c/[b]y.onnx" in said, "no markup"
+
+
 def test_two_earlier_results_are_compared_without_measuring(tmp_path: Path) -> None:
     for name, ms in (("old", 0.5), ("new", 0.43)):
         found = timings(failures={"x": "no such operator"}).model_dump(mode="json")
@@ -257,12 +272,13 @@ def test_a_shape_that_is_none_and_a_model_that_does_not_run_are_said(calls: list
         (["export", "runs/x", "--format", "a", "--format", "b,c"], {"formats": ("a", "b", "c")}),
         (["export", "runs/x", "--precision", "fp16, int8"], {"precisions": ("fp16", "int8")}),
         (["export", "runs/x", "--max-drop", "0.5", "--input", "image"], {"max_drop": 0.5, "input": "image"}),
+        (["export", "runs/x", "--input", "photo", "--photo-size", "480x640"], {"input": "photo", "photo_size": (480, 640)}),
     ],
 )
 def test_export_ends_with_files(calls: list[Any], arguments: list[str], expected: dict[str, Any]) -> None:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    usual = {"arch": "knee", "formats": ("onnx",), "precisions": (), "max_drop": 1.0, "input": "nchw"}
+    usual = {"arch": "knee", "formats": ("onnx",), "precisions": (), "max_drop": 1.0, "input": "nchw", "photo_size": None}
     assert calls == [("export", Path("runs/x"), usual | expected)]
     assert f"{FILE.path}\n" in result.stdout
     assert "test 95.0 %, as torch 100.0 %" in result.stdout
@@ -274,7 +290,7 @@ def test_export_ends_with_files(calls: list[Any], arguments: list[str], expected
 def test_export_of_weights(calls: list[Any]) -> None:
     options = ["--arch", "r96-w1-k3e1", "--data", "photos", "--space", "mbv2", "--out", "o"]
     assert run("export", "a/seed.safetensors", *options).exit_code == 0
-    usual = {"formats": ("onnx",), "precisions": (), "max_drop": 1.0, "input": "nchw"}
+    usual = {"formats": ("onnx",), "precisions": (), "max_drop": 1.0, "input": "nchw", "photo_size": None}
     given = {"arch": "r96-w1-k3e1", "data": Path("photos"), "space": "mbv2"}
     assert calls == [("export_weights", Path("a/seed.safetensors"), Path("o"), usual | given)]
     refused = run("export", "runs/x", "--data", "photos")
@@ -335,6 +351,8 @@ def test_profile_says_how_well_it_predicts(monkeypatch: pytest.MonkeyPatch, tmp_
         "space": "mbv2",
         "seed_weights": None,
         "classes": 12,
+        "head": None,
+        "aspect": 1.0,
         "tables": tmp_path,
         "precision": None,
         "threads": None,

@@ -71,6 +71,10 @@ def test_the_surest_match_comes_first() -> None:
     same_name = model("x.onnx", sha256={"f": "1"})
     moved = model("elsewhere/y.onnx", sha256={"g": "1"})
     assert shared(facts(same_name), facts(model("x.onnx", sha256={"f": "2"}), moved)) == [(0, 1)]
+    copies = [model(f"{run}/front-4f", id="4f", role="front", run=run) for run in ("a", "b")]
+    alike = [each.model_copy(update={"sha256": {"f": "1"}}) for each in copies]
+    assert shared(facts(*alike), facts(*alike[::-1])) == [(0, 1), (1, 0)], "of the same run, where files are alike"
+    assert shared(facts(*copies), facts(*alike[::-1])) == [(0, 1), (1, 0)]
     fp32, int8 = (model(each, id="4f", precision=each, sha256={each: each}) for each in ("fp32", "int8"))
     other32, other8 = (model(f"o{each}", id="4f", precision=each, sha256={each: f"o{each}"}) for each in ("fp32", "int8"))
     assert shared(facts(fp32, int8), facts(other8, other32)) == [(0, 1), (1, 0)]
