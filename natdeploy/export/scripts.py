@@ -52,7 +52,8 @@ print(drawn)
 
 _DETECT = '''"""Draws boxes around what a photo shows: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow.
 
-Writes PHOTO_boxes.png into the working directory, and prints label, score and box (left, top, right, bottom, px) of every object.
+MODEL is {model}, or another file of this folder that takes the same input. Writes PHOTO_boxes.png into the working directory, and
+prints label, score and box (left, top, right, bottom, px) of every object.
 """
 import json, pathlib, sys
 import numpy as np
@@ -62,17 +63,10 @@ from PIL import Image, ImageDraw, ImageOps
 LEAST, OVERLAP, MOST = 0.3, 0.5, 100  # lower scores are not drawn; of boxes of a class that overlap more, the best is kept
 
 here = pathlib.Path(__file__).parent
-facts = json.loads((here / "metadata.json").read_text("utf-8"))
-model = sys.argv[2] if sys.argv[2:] else "{model}"
-(file,) = [each for each in facts["files"] if model in (each["name"], *each["companions"])]
-what, how = facts["description"], facts["description"]["preprocessing"]
+facts = json.loads((here / "metadata.json").read_text("utf-8"))["description"]
+model = str(here / (sys.argv[2] if sys.argv[2:] else "{model}"))
 photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
-square = photo.resize((how["square_px"],) * 2, Image.Resampling.BILINEAR)  # the whole photo, warped
-x = np.asarray(square.resize((how["size_px"],) * 2, Image.Resampling.BILINEAR))[None]
-if file["input"]["dtype"] == "float32":  # a file that takes bytes does this inside
-    x = ((x / 255 - how["mean"]) / how["std"]).astype(np.float32)
-if file["input"]["layout"] == "NCHW":
-    x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+{prepare}
 {run}
 
 
@@ -97,7 +91,7 @@ draw = ImageDraw.Draw(photo)
 for left, top, right, bottom, label, score in found:
     if score >= LEAST:
         box = [left * photo.width, top * photo.height, right * photo.width, bottom * photo.height]
-        text = what["labels"][int(label)] + " " + format(score, ".2f")
+        text = facts["labels"][int(label)] + " " + format(score, ".2f")
         draw.rectangle(box, outline=(255, 32, 32), width=max(2, photo.width // 200))
         draw.text((box[0] + 3, box[1] + 2), text, fill=(255, 32, 32))
         print(text, *(round(float(side)) for side in box))
@@ -137,6 +131,9 @@ x = np.asarray(photo.resize((how["size_px"],) * 2, Image.Resampling.BILINEAR))[N
 _RECTANGULAR = """how = facts["preprocessing"]
 photo = ImageOps.fit(photo, how["cut_px"][::-1], Image.Resampling.BILINEAR)
 x = np.asarray(photo.resize(how["input_px"][::-1], Image.Resampling.BILINEAR))[None]"""
+_WHOLE = """how = facts["preprocessing"]
+square = photo.resize((how["square_px"],) * 2, Image.Resampling.BILINEAR)
+x = np.asarray(square.resize((how["size_px"],) * 2, Image.Resampling.BILINEAR))[None]"""
 _NORMALISED = """x = ((x / 255 - how["mean"]) / how["std"]).astype(np.float32)"""
 
 
@@ -159,7 +156,7 @@ def _prepare(file: ModelFile, preprocessing: Preprocessing) -> str:
         size = file.input.photo_size
         fitted = "photo" if size is None else f"ImageOps.fit(photo, ({size[1]}, {size[0]}), Image.Resampling.BILINEAR)"
         return f"x = np.asarray({fitted})[None]"
-    lines = [_RESIZED if preprocessing.cut_px is None else _RECTANGULAR]
+    lines = [_WHOLE if preprocessing.whole else _RESIZED if preprocessing.cut_px is None else _RECTANGULAR]
     if file.input.dtype == "float32":
         lines.append(_NORMALISED)
     if file.input.layout == "NCHW":
