@@ -8,6 +8,7 @@ those that use a model of the error (ours, linas), its latency, which a predicto
 that the whole table has, objectives scaled to 0..1 over the table, reference point 1.05. All begin with 20 random rows.
 
 - ours: the product's own round (features, surrogates, optimism, infill) with the rows that are left in the place of evolution;
+- ours with rbf, gp, xgboost: the same with one surrogate, instead of the best in cross-validation;
 - random: rows in random order;
 - nsga2: uniform crossover and mutation of one choice in 28, children snapped to the nearest row that is left;
 - regularised: regularised evolution (Real et al. 2019), tournaments of 5, one choice mutated and snapped likewise;
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Mapping
 from csv import DictReader
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,7 @@ from natdeploy.files import write_atomic
 from natdeploy.search import NatSettings
 from natdeploy.search.archive import crowding, hypervolume, non_dominated, ranks
 from natdeploy.search.evolve import infill
-from natdeploy.search.surrogate import Scaling, fit_best
+from natdeploy.search.surrogate import CANDIDATES, Scaling, fit_best
 
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -157,6 +159,7 @@ def _nearest(table: Table, child: Rows, seen: Rows, rng: np.random.Generator) ->
 
 SEARCHERS: Mapping[str, Callable[[Table, int, np.random.Generator], Rows]] = {
     "ours": ours,
+    **{f"ours with {each}": partial(ours, settings=NatSettings(surrogate=each)) for each in CANDIDATES},
     "random": by_chance,
     "nsga2": nsga2,
     "regularised": regularised,
@@ -179,7 +182,7 @@ def main() -> None:
         print(
             f"{problem}: share of the hypervolume of {len(table.values)} networks, mean (least) and deviation of {len(seeds)} seeds"
         )
-        print("searcher     " + "".join(f"{mark:>26} evaluated" for mark in MARKS))
+        print(f"{'searcher':18} " + "".join(f"{mark:>26} evaluated" for mark in MARKS))
         for name in options.searcher or SEARCHERS:
             start = time.perf_counter()
             with threadpool_limits(1):
@@ -187,7 +190,7 @@ def main() -> None:
             assert all(len(np.unique(rows)) == max(MARKS) for rows in found), "a row is evaluated once"
             shares = np.array([[table.share(rows[:mark]) for mark in MARKS] for rows in found])
             cells = [f"{s.mean():.4f} ({s.min():.4f}) +-{s.std():.4f}" for s in shares.T]
-            print(f"{name:12} " + "".join(f"{cell:>36}" for cell in cells) + f"   {time.perf_counter() - start:.0f} s", flush=True)
+            print(f"{name:18} " + "".join(f"{cell:>36}" for cell in cells) + f"   {time.perf_counter() - start:.0f} s", flush=True)
             results.append({"problem": problem, "searcher": name, "marks": list(MARKS), "shares": shares.tolist()})
     if options.json:
         report = {"seeds": list(seeds), "settings": NatSettings().model_dump(), "results": results}

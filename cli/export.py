@@ -43,9 +43,17 @@ def export(
         float, typer.Option("--max-drop", metavar="POINTS", help="Validation accuracy that a file may lose to torch in fp32.")
     ] = 1.0,
     input_: Annotated[
-        Literal["nchw", "nhwc", "image"],
-        typer.Option("--input", help="What files take: prepared floats in either layout, or the bytes of an image."),
+        Literal["nchw", "nhwc", "image", "photo"],
+        typer.Option(
+            "--input",
+            help="What files take: prepared floats in either layout, the bytes of an image of the network's size, or those of a "
+            "photo of any size.",
+        ),
     ] = "nchw",
+    photo_size: Annotated[
+        str | None,
+        typer.Option("--photo-size", metavar="HxW", help="Of tflite with --input photo: the one size its files take, as 480x640."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="End with exit code 4 where a file is refused.")] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Of weights: where the files go; a run keeps its own.")] = Path("models"),
     data: Annotated[
@@ -74,12 +82,14 @@ def export(
     """
     with session(as_json=as_json, verbose=verbose, quiet=quiet, no_progress=no_progress) as progress:
         from natdeploy import pipeline
+        from natdeploy.export import parse_photo_size
 
         asked: dict[str, Any] = {
             "formats": names(formats),
             "precisions": names(precisions or ()),
             "max_drop": max_drop,
             "input": input_,
+            "photo_size": None if photo_size is None else parse_photo_size(photo_size),
             "progress": progress,
         }
         if source.is_dir() or source.suffix == "":

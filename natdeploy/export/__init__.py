@@ -4,8 +4,9 @@ from natdeploy.export.bundle import METADATA, add_file, read_bundle, record_late
 from natdeploy.export.card import model_card
 from natdeploy.export.check import PARITY_LIMIT, Array, Batch, Parity, compare, plain_input, run_images
 from natdeploy.export.facts import Description, Latency, Metadata, ModelFile, Preprocessing, Quantisation, TensorFacts
-from natdeploy.export.formats import FORMATS, PRECISIONS, Format, check_precision, get_format, quantisation, write
-from natdeploy.export.inputs import INPUT_KINDS, InputKind, as_input, input_facts
+from natdeploy.export.formats import FORMATS, PRECISIONS, Format, check_photos, check_precision, get_format, quantisation, write
+from natdeploy.export.inputs import INPUT_KINDS, InputKind, PhotoSize, as_input, input_facts, parse_photo_size
+from natdeploy.export.photos import fitted, prepared
 
 __all__ = [
     "FORMATS",
@@ -22,17 +23,22 @@ __all__ = [
     "Metadata",
     "ModelFile",
     "Parity",
+    "PhotoSize",
     "Preprocessing",
     "Quantisation",
     "TensorFacts",
     "add_file",
     "as_input",
+    "check_photos",
     "check_precision",
     "compare",
+    "fitted",
     "get_format",
     "input_facts",
     "model_card",
+    "parse_photo_size",
     "plain_input",
+    "prepared",
     "quantisation",
     "read_bundle",
     "record_latency",

@@ -131,18 +131,23 @@ def _accuracy(metadata: Metadata) -> str:
 
 def _file(file: ModelFile) -> str:
     opset = "" if file.opset is None else f", opset {file.opset}"
-    inside = "; takes bytes, scales them inside" if file.input.dtype == "uint8" else ""
-    shape = "x".join(map(str, file.input.shape))
+    inside = f"; takes bytes, {'resizes and ' * file.input.resized}scales them inside" if file.input.dtype == "uint8" else ""
+    shape = "x".join("any" if size is None else str(size) for size in file.input.shape)
     judged = (
         ""
         if file.test_accuracy is None
         else f"{percent(file.test_accuracy)} on the test images, {percent(file.validation_accuracy)} in validation; "
     )
+    trained = (
+        ""
+        if file.trained_agreement is None
+        else f", {percent(file.trained_agreement)} in torch's class of the images as training saw them, resized by Pillow"
+    )
     learned = "" if file.quantisation is None else f"; ranges from {file.quantisation.images} images by {file.quantisation.tool}"
     return (
         f"{file.precision}, {file.size_mb:.2f} MB{opset}, sha256 `{file.sha256}`; input {shape} {file.input.layout}{inside}; in "
         f"{file.checked_in} {judged}logits within {file.parity.max_abs:.0e} of torch's on {file.parity.n} images, "
-        f"{percent(file.parity.top1_agreement)} in the same class{learned}"
+        f"{percent(file.parity.top1_agreement)} in the same class{trained}{learned}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ PARITY_LIMIT = 1e-4
 """In fp32, relative to the largest logit of an image. Other orders of summation come to 1e-6 or 1e-5; more is a fault."""
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+_Image = TypeVar("_Image")
 Run = Callable[[list[Array]], list[Array]]
 """A loaded file: inputs of one image to outputs."""
 
@@ -37,13 +39,13 @@ class Parity:
     n: int
 
 
-def run_images(run: Run, batches: Iterable[Batch], prepare: Callable[[Tensor], Array]) -> Iterator[Batch]:
+def run_images(run: Run, batches: Iterable[tuple[Iterable[_Image], Tensor]], prepare: Callable[[_Image], Array]) -> Iterator[Batch]:
     """Logits (b, classes) fp32 and labels (b,) of batches, image by image, as on a device.
 
     Args:
         run: of a loaded file.
-        batches: of images.
-        prepare: makes the file's input of an image (3, r, r).
+        batches: of images, prepared ones (3, r, r) or photos.
+        prepare: makes the file's input of an image.
     """
     for images, labels in batches:
         logits = np.concatenate([run([prepare(image)])[0] for image in images])

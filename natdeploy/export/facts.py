@@ -83,15 +83,28 @@ class TensorFacts(_Facts):
 
     Attributes:
         name: in the file.
-        shape: with the batch of 1.
+        shape: with the batch of 1; None is any size.
         dtype: of the numbers it takes or gives.
         layout: order of an image's axes: batch N, colours C, height H, width W; None of logits.
+        resized: whether the file makes an image of the network's size of it itself.
     """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     dtype: Literal["float32", "uint8"] = "float32"
     layout: Literal["NCHW", "NHWC"] | None = None
+    resized: bool = False
+
+    @property
+    def photo_size(self) -> tuple[int, int] | None:
+        """Height and width of the photos that a file resizes, where it takes one size only."""
+        return None if self.sizes is None or not self.resized else (self.sizes[1], self.sizes[2])
+
+    @property
+    def sizes(self) -> tuple[int, ...] | None:
+        """The shape where it is fixed."""
+        sizes = tuple(size for size in self.shape if size is not None)
+        return sizes if len(sizes) == len(self.shape) else None
 
 
 class Quantisation(_Facts):
@@ -126,7 +139,9 @@ class ModelFile(_Facts):
         validation_accuracy: on all validation images.
         drop: points of validation accuracy that torch, in fp32, has more.
         test_accuracy: on all test images, which decide nothing.
-        parity: with torch, on the validation images.
+        parity: with torch, on the validation images; where the file resizes them, with torch on photos that torch resized.
+        trained_agreement: of a file that resizes: share of the validation images that it puts into the class that torch finds in
+            what training saw, which Pillow had resized; None of others, and where there are no images.
     """
 
     name: str
@@ -144,6 +159,7 @@ class ModelFile(_Facts):
     drop: float | None
     test_accuracy: Share | None
     parity: Parity
+    trained_agreement: Share | None = None
 
 
 class Latency(_Facts):

@@ -6,13 +6,14 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from natdeploy.errors import MissingRuntimeError, UsageError
 from natdeploy.export import onnx, openvino, tflite
-from natdeploy.export.facts import Description, Preprocessing, Quantisation
-from natdeploy.export.inputs import InputKind
+from natdeploy.export.facts import Description, Preprocessing, Quantisation, TensorFacts
+from natdeploy.export.inputs import PhotoSize
 from natdeploy.hardware.runtimes import Runtime
 from natdeploy.runtimes import ort, ov, trt
 from natdeploy.runtimes import tflite as litert
@@ -30,19 +31,21 @@ class Format:
         name: what users type.
         suffix: of its files.
         runtime: that reads it, and converts a network to it.
-        finish: gives a converted file, in place, the input of a kind and texts that say what it is.
+        finish: gives a converted file, in place, another input and texts that say what it is.
         int8: settings that it is quantised with.
         quantiser: package that quantises.
         extra: of natdeploy, that installs what is needed to write it.
+        photos: whether its files can resize photos: of `any` size, of `one` size that is said beforehand, or of `none`.
     """
 
     name: str
     suffix: str
     runtime: Runtime
-    finish: Callable[[Path, InputKind, Preprocessing, Mapping[str, str]], None]
+    finish: Callable[[Path, TensorFacts, Preprocessing, Mapping[str, str]], None]
     int8: Mapping[str, str | float | bool | tuple[str, ...]]
     quantiser: str
     extra: str
+    photos: Literal["any", "one", "none"]
 
     def file_name(self, precision: str) -> str:
         """`model.onnx`, `model.int8.onnx`."""
@@ -61,10 +64,10 @@ class Format:
 FORMATS: Mapping[str, Format] = {
     each.name: each
     for each in (
-        Format("onnx", ort.SUFFIX, ort, onnx.finish, asdict(ort.INT8), "onnxruntime", ""),
-        Format("openvino", ov.SUFFIX, ov, openvino.finish, asdict(ov.INT8), "nncf", "openvino"),
-        Format("tflite", litert.SUFFIX, litert, tflite.finish, asdict(litert.INT8), "ai-edge-quantizer", "tflite"),
-        Format("tensorrt", f".trt{trt.SUFFIX}", trt, onnx.finish, {"operators": trt.QUANTIZED}, "onnxruntime", "tensorrt"),
+        Format("onnx", ort.SUFFIX, ort, onnx.finish, asdict(ort.INT8), "onnxruntime", "", "any"),
+        Format("openvino", ov.SUFFIX, ov, openvino.finish, asdict(ov.INT8), "nncf", "openvino", "any"),
+        Format("tflite", litert.SUFFIX, litert, tflite.finish, asdict(litert.INT8), "ai-edge-quantizer", "tflite", "one"),
+        Format("tensorrt", f".trt{trt.SUFFIX}", trt, onnx.finish, {"operators": trt.QUANTIZED}, "onnxruntime", "tensorrt", "none"),
     )
 }
 
@@ -88,6 +91,17 @@ def _choice(format: Format) -> str:
     return format.name
 
 
+def check_photos(format: Format, size: PhotoSize | None) -> None:
+    """Raises UsageError where a format's files cannot resize photos of that size, or without one of any."""
+    if format.photos == "none":
+        raise UsageError(
+            f"{format.name} takes no photos: resizing is not folded into what engines are built of; choose another "
+            "--input, such as image, and resize before"
+        )
+    if format.photos == "one" and size is None:
+        raise UsageError(f"{format.name} files resize photos of one size only; say which with --photo-size, as in 480x640")
+
+
 def check_precision(name: str) -> None:
     """Raises UsageError where there is no such precision."""
     if name not in PRECISIONS:
@@ -100,7 +114,7 @@ def write(
     format: Format,
     precision: str,
     *,
-    kind: InputKind,
+    input: TensorFacts,
     description: Description,
     calibration: Sequence[torch.Tensor],
 ) -> None:
@@ -113,7 +127,7 @@ def write(
         path: of the file, `format.file_name(precision)` in some folder.
         format: of the file.
         precision: of PRECISIONS.
-        kind: of input that it takes.
+        input: that it takes.
         description: is written into the file.
         calibration: images (1, 3, r, r) fp32 that int8 learns its ranges from; of no use to the others.
 
@@ -130,7 +144,7 @@ def write(
         raise MissingRuntimeError(
             f"{format.name} in {precision} cannot be written here ({error}); pip install 'natdeploy[{format.extra}]'"
         ) from error
-    format.finish(path, kind, description.preprocessing, description.properties() | {"precision": precision})
+    format.finish(path, input, description.preprocessing, description.properties() | {"precision": precision})
 
 
 def quantisation(format: Format, images: int) -> Quantisation:

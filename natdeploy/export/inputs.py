@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, get_args
 
 import numpy as np
 from torch import Tensor
 
+from natdeploy.errors import UsageError
 from natdeploy.export.check import Array
 from natdeploy.export.facts import Preprocessing, TensorFacts
 
-InputKind = Literal["nchw", "nhwc", "image"]
+InputKind = Literal["nchw", "nhwc", "image", "photo"]
 """`nchw` and `nhwc` want prepared floats, (1, 3, r, r) as torch has them or (1, r, r, 3); `image` wants the pixels themselves,
-bytes (1, r, r, 3), and scales and normalises them inside."""
+bytes (1, r, r, 3), and scales and normalises them inside; `photo` wants the bytes of a photo, (1, height, width, 3), and cuts out
+its centre square and resizes it as well."""
 INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
 
+PhotoSize = tuple[int, int]
+"""Height and width, px."""
 
-def input_facts(name: str, kind: InputKind, resolution: int) -> TensorFacts:
-    """The input of a file of a kind, for images of `resolution` px."""
+
+def parse_photo_size(text: str) -> PhotoSize:
+    """Reads `480x640`, height and width.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if found is None:
+        raise UsageError(f"{text!r} is no size of photos; write height and width in pixels, as in 480x640")
+    return int(found[1]), int(found[2])
+
+
+def input_facts(name: str, kind: InputKind, resolution: int, photo_size: PhotoSize | None = None) -> TensorFacts:
+    """The input of a file of a kind, for images of `resolution` px, or photos of one size or, by default, of any."""
+    if kind == "photo":
+        return TensorFacts(name=name, shape=(1, *(photo_size or (None, None)), 3), dtype="uint8", layout="NHWC", resized=True)
     shape = (1, 3, resolution, resolution) if kind == "nchw" else (1, resolution, resolution, 3)
     return TensorFacts(
         name=name, shape=shape, dtype="uint8" if kind == "image" else "float32", layout="NCHW" if kind == "nchw" else "NHWC"
@@ -25,7 +45,13 @@ def input_facts(name: str, kind: InputKind, resolution: int) -> TensorFacts:
 
 
 def as_input(image: Tensor, wanted: TensorFacts, preprocessing: Preprocessing) -> Array:
-    """An image as the network takes it, (3, r, r) fp32, as the input that a file wants; its bytes are found again."""
+    """An image as the network takes it, (3, r, r) fp32, as the input that a file wants; its bytes are found again.
+
+    Raises:
+        ValueError: the file wants a photo, which an image does not tell.
+    """
+    if wanted.resized:
+        raise ValueError("a prepared image tells no photo")
     array = image.cpu().numpy()
     if wanted.layout == "NHWC":
         array = array.transpose(1, 2, 0)

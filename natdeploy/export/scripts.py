@@ -6,61 +6,52 @@ from collections.abc import Sequence
 
 from natdeploy.export.facts import ModelFile
 
-_SCRIPT = '''"""Prints the class of a photo: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow."""
+_SCRIPT = '''"""Prints the class of a photo: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow.
+
+MODEL is {model}, or another file of this folder that takes the same input.
+"""
 import json, pathlib, sys
 import numpy as np
 {imports}
 from PIL import Image, ImageOps
 
 here = pathlib.Path(__file__).parent
-facts = json.loads((here / "metadata.json").read_text("utf-8"))
-model = sys.argv[2] if sys.argv[2:] else "{model}"
-(file,) = [each for each in facts["files"] if each["name"] == model]
-how = facts["description"]["preprocessing"]
+facts = json.loads((here / "metadata.json").read_text("utf-8"))["description"]
+model = str(here / (sys.argv[2] if sys.argv[2:] else "{model}"))
 photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
-square = ImageOps.fit(photo, (how["square_px"],) * 2, Image.Resampling.BILINEAR)
-x = np.asarray(square.resize((how["size_px"],) * 2, Image.Resampling.BILINEAR))[None]
-if file["input"]["dtype"] == "float32":  # a file that takes bytes does this inside
-    x = ((x / 255 - how["mean"]) / how["std"]).astype(np.float32)
-if file["input"]["layout"] == "NCHW":
-    x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+{prepare}
 {run}
-print(facts["description"]["labels"][int(np.argmax(logits))])
+print(facts["labels"][int(np.argmax(logits))])
 '''
 
 _RUNTIMES = {
     "onnx": (
         "onnxruntime",
         "import onnxruntime",
-        """session = onnxruntime.InferenceSession(str(here / model), providers=["CPUExecutionProvider"])
-(logits,) = session.run(None, {file["input"]["name"]: x})""",
+        """(logits,) = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"input": x})""",
     ),
     "openvino": (
         "openvino",
         "import openvino",
-        """network = openvino.Core().compile_model(str(here / model), "CPU")
-logits = network(x)[0]""",
+        """logits = openvino.Core().compile_model(model, "CPU")(x)[0]""",
     ),
     "tflite": (
-        "ai-edge-litert (or tflite-runtime)",
-        """try:
-    from ai_edge_litert.interpreter import Interpreter
-except ImportError:
-    from tflite_runtime.interpreter import Interpreter""",
-        """interpreter = Interpreter(str(here / model))
-interpreter.allocate_tensors()
-interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
-interpreter.invoke()
-logits = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])""",
+        "ai-edge-litert",
+        "from ai_edge_litert.interpreter import Interpreter  # or, on old devices: from tflite_runtime.interpreter",
+        """logits = Interpreter(model).get_signature_runner()(input=x)["output"]""",
     ),
     "tensorrt": (
         "onnxruntime-gpu built with TensorRT",
         "import onnxruntime",
-        """providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
-session = onnxruntime.InferenceSession(str(here / model), providers=providers)
-(logits,) = session.run(None, {file["input"]["name"]: x})""",
+        """fastest_first = onnxruntime.get_available_providers()  # TensorRT's before the others
+(logits,) = onnxruntime.InferenceSession(model, providers=fastest_first).run(None, {"input": x})""",
     ),
 }
+
+_RESIZED = """how = facts["preprocessing"]
+photo = ImageOps.fit(photo, (how["square_px"],) * 2, Image.Resampling.BILINEAR)
+x = np.asarray(photo.resize((how["size_px"],) * 2, Image.Resampling.BILINEAR))[None]"""
+_NORMALISED = """x = ((x / 255 - how["mean"]) / how["std"]).astype(np.float32)"""
 
 
 def script_name(format: str) -> str:
@@ -69,9 +60,25 @@ def script_name(format: str) -> str:
 
 
 def script(file: ModelFile) -> str:
-    """The program that runs a file, or another of its format."""
+    """The program that runs a file, or another of its format that takes the same input."""
     packages, imports, run = _RUNTIMES[file.format]
-    return _SCRIPT.format(name=script_name(file.format), packages=packages, imports=imports, run=run, model=file.name)
+    return _SCRIPT.format(
+        name=script_name(file.format), packages=packages, imports=imports, prepare=_prepare(file), run=run, model=file.name
+    )
+
+
+def _prepare(file: ModelFile) -> str:
+    """What is left to do to a photo for the file's input."""
+    if file.input.resized:
+        size = file.input.photo_size
+        fitted = "photo" if size is None else f"ImageOps.fit(photo, ({size[1]}, {size[0]}), Image.Resampling.BILINEAR)"
+        return f"x = np.asarray({fitted})[None]"
+    lines = [_RESIZED]
+    if file.input.dtype == "float32":
+        lines.append(_NORMALISED)
+    if file.input.layout == "NCHW":
+        lines.append("x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))")
+    return "\n".join(lines)
 
 
 BUILD = "build_tensorrt.sh"

@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 
 from natdeploy.errors import NatdeployError
-from natdeploy.export.facts import Preprocessing
-from natdeploy.export.inputs import InputKind
+from natdeploy.export import tflite_metadata
+from natdeploy.export.check import Array
+from natdeploy.export.facts import Preprocessing, TensorFacts
+from natdeploy.export.photos import centre_square, taps
+from natdeploy.runtimes.ort import OUTPUT
 from natdeploy.runtimes.tflite_writer import Bytes, pack, unpack
 
 METADATA = "natdeploy"
 """Name of the metadata in the file: the texts, as JSON."""
+_MOVES = ("SLICE", "TRANSPOSE")
 
 
-def finish(path: Path, kind: InputKind, preprocessing: Preprocessing, texts: Mapping[str, str]) -> None:
-    """Gives a file with one input (1, 3, r, r) fp32 the input of a kind, and texts as metadata named METADATA, in place.
+def finish(path: Path, input: TensorFacts, preprocessing: Preprocessing, texts: Mapping[str, str]) -> None:
+    """Gives a file with one input (1, 3, r, r) fp32 another input, texts as metadata named METADATA, and TFLite's own, in place.
 
     Raises:
         NatdeployError: the input is not transposed as in the product's own files.
@@ -27,15 +31,18 @@ def finish(path: Path, kind: InputKind, preprocessing: Preprocessing, texts: Map
     from ai_edge_litert import schema_py_generated as schema
 
     model = unpack(path.read_bytes())
-    if kind != "nchw":
+    if input.layout != "NCHW":
         _take_channels_last(model, path)
-    if kind == "image":
-        _take_bytes(model, preprocessing)
-    entry = schema.MetadataT()
-    entry.name, entry.buffer = METADATA, len(model.buffers)
-    model.buffers.append(Bytes(json.dumps(dict(texts), ensure_ascii=False).encode()))
-    model.metadata = [*(model.metadata or ()), entry]
-    path.write_bytes(pack(model))
+    if input.dtype == "uint8":
+        _take_bytes(model, input, preprocessing)
+    own = json.dumps(dict(texts), ensure_ascii=False).encode()
+    standard = tflite_metadata.describe(input, OUTPUT, preprocessing, texts)
+    for name, content in ((METADATA, own), (tflite_metadata.ENTRY, standard)):
+        entry = schema.MetadataT()
+        entry.name, entry.buffer = name, len(model.buffers)
+        model.buffers.append(Bytes(content))
+        model.metadata = [*(model.metadata or ()), entry]
+    path.write_bytes(tflite_metadata.with_labels(pack(model), texts))
 
 
 def read_texts(path: Path) -> dict[str, str]:
@@ -73,51 +80,105 @@ def _take_channels_last(model: Any, path: Path) -> None:
     raise NatdeployError(f"{path.name} does not begin as natdeploy's own files do; export it with the input nchw")
 
 
-def _take_bytes(model: Any, preprocessing: Preprocessing) -> None:
-    """Puts the scaling of bytes before the first operator."""
+def _take_bytes(model: Any, input: TensorFacts, preprocessing: Preprocessing) -> None:
+    """Puts the scaling of bytes before the first operator, and the resizing of photos before that where the file takes them."""
     from ai_edge_litert import schema_py_generated as schema
 
     (graph,) = model.subgraphs
     (old,) = graph.inputs
-    shape = list(graph.tensors[old].shape)
-
-    def tensor(name: str, kind: int, shape: list[int], data: bytes | None = None) -> int:
-        made = schema.TensorT()
-        made.name, made.type, made.shape = name, kind, shape
-        if data is not None:
-            made.buffer = len(model.buffers)
-            model.buffers.append(Bytes(data))
-        graph.tensors.append(made)
-        return len(graph.tensors) - 1
-
-    def operator(name: str, options: str, inputs: list[int], output: int) -> Any:
-        code = schema.OperatorCodeT()
-        code.builtinCode = getattr(schema.BuiltinOperator, name)
-        code.deprecatedBuiltinCode, code.version = code.builtinCode, 1
-        made = schema.OperatorT()
-        made.opcodeIndex, made.inputs, made.outputs = len(model.operatorCodes), inputs, [output]
-        made.builtinOptionsType = getattr(schema.BuiltinOptions, options)
-        made.builtinOptions = getattr(schema, f"{options}T")()
-        model.operatorCodes.append(code)
-        return made
-
+    size = preprocessing.size_px
+    assert input.sizes is not None
+    before = _Before(model)
+    image = before.tensor("image", schema.TensorType.UINT8, list(input.sizes))
+    floats = before.made("CAST", [image], list(input.sizes)) if not input.resized else before.resized(image, preprocessing)
     mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
-    real = schema.TensorType.FLOAT32
-    constants = [
-        tensor(f"preprocessing/{name}", real, [3], values.astype(np.float32).tobytes())
-        for name, values in (("scale", 1 / (255 * std)), ("shift", mean / std))
-    ]
-    image = tensor("image", schema.TensorType.UINT8, shape)
-    floats, scaled = (tensor(f"preprocessing/{name}", real, shape) for name in ("floats", "scaled"))
-    cast = operator("CAST", "CastOptions", [image], floats)
-    cast.builtinOptions.inDataType, cast.builtinOptions.outDataType = schema.TensorType.UINT8, real
-    graph.operators[:0] = [
-        cast,
-        operator("MUL", "MulOptions", [floats, constants[0]], scaled),
-        operator("SUB", "SubOptions", [scaled, constants[1]], old),
-    ]
+    scale, shift = (before.constant(values.astype(np.float32)) for values in (1 / (255 * std), mean / std))
+    scaled = before.made("MUL", [floats, scale], [1, size, size, 3])
+    before.operator("SUB", [scaled, shift], old)
+    graph.operators[:0] = before.operators
     graph.tensors[image].name, graph.tensors[old].name = graph.tensors[old].name, "preprocessing/normalised"
     graph.inputs = [image]
     for signature in model.signatureDefs or ():
         for ends in signature.inputs:
             ends.tensorIndex = image
+
+
+class _Before:
+    """Operators that are to come before those of a model, whose tensors and constants the model has already.
+
+    Attributes:
+        operators: in the order in which they run.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.operators: list[Any] = []
+
+    def tensor(self, name: str, type: int, shape: list[int], data: bytes | None = None) -> int:
+        from ai_edge_litert import schema_py_generated as schema
+
+        made = schema.TensorT()
+        made.name, made.type, made.shape = name, type, shape
+        if data is not None:
+            made.buffer = len(self._model.buffers)
+            self._model.buffers.append(Bytes(data))
+        tensors = self._model.subgraphs[0].tensors
+        tensors.append(made)
+        return len(tensors) - 1
+
+    def constant(self, values: Array) -> int:
+        from ai_edge_litert import schema_py_generated as schema
+
+        types = {"float32": schema.TensorType.FLOAT32, "int32": schema.TensorType.INT32}
+        return self.tensor(self._name("constant"), types[values.dtype.name], list(values.shape), values.tobytes())
+
+    def made(self, name: str, inputs: list[int], shape: list[int], **options: Any) -> int:
+        """What an operator makes of its inputs: floats, or bytes where it only moves bytes."""
+        from ai_edge_litert import schema_py_generated as schema
+
+        old = self._model.subgraphs[0].tensors[inputs[0]].type
+        type = old if name in _MOVES else schema.TensorType.FLOAT32
+        made = self.tensor(self._name(name.lower()), type, shape)
+        if name == "CAST":
+            options = {"inDataType": old, "outDataType": type}
+        self.operator(name, inputs, made, **options)
+        return made
+
+    def operator(self, name: str, inputs: list[int], output: int, **options: Any) -> None:
+        from ai_edge_litert import schema_py_generated as schema
+
+        code = schema.OperatorCodeT()
+        code.builtinCode = getattr(schema.BuiltinOperator, name)
+        code.deprecatedBuiltinCode, code.version = code.builtinCode, 1
+        made = schema.OperatorT()
+        made.opcodeIndex, made.inputs, made.outputs = len(self._model.operatorCodes), inputs, [output]
+        kind = f"{name.title().replace('_', '')}Options"
+        made.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+        made.builtinOptions = getattr(schema, f"{kind}T")()
+        for option, value in options.items():
+            setattr(made.builtinOptions, option, value)
+        self._model.operatorCodes.append(code)
+        self.operators.append(made)
+
+    def resized(self, image: int, preprocessing: Preprocessing) -> int:
+        """The centre square of a photo of bytes, resized: floats (1, r, r, 3).
+
+        The products of natdeploy.export.photos, as fully connected layers, which have the weights of this one size of photos. They
+        work on the last axis, so that the columns come to lie there first and the rows after them.
+        """
+        size = preprocessing.size_px
+        top, left, side = centre_square(*self._model.subgraphs[0].tensors[image].shape[1:3])
+        begin, extent = (self.constant(np.array(each, np.int32)) for each in ([0, top, left, 0], [1, side, side, 3]))
+        square = self.made("SLICE", [image, begin, extent], [1, side, side, 3])
+        weights = self.constant(taps(side, preprocessing))
+        columns = self.made("CAST", [self._reordered(square, (0, 1, 3, 2), [1, side, 3, side])], [1, side, 3, side])
+        narrow = self.made("FULLY_CONNECTED", [columns, weights, -1], [1, side, 3, size], keepNumDims=True)
+        rows = self._reordered(narrow, (0, 3, 2, 1), [1, size, 3, side])
+        small = self.made("FULLY_CONNECTED", [rows, weights, -1], [1, size, 3, size], keepNumDims=True)
+        return self._reordered(small, (0, 3, 1, 2), [1, size, size, 3])
+
+    def _reordered(self, x: int, order: tuple[int, ...], shape: list[int]) -> int:
+        return self.made("TRANSPOSE", [x, self.constant(np.array(order, np.int32))], shape)
+
+    def _name(self, what: str) -> str:
+        return f"preprocessing/{what}/{len(self._model.subgraphs[0].tensors)}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,14 +28,18 @@ from natdeploy.export import (
     Latency,
     Metadata,
     ModelFile,
+    PhotoSize,
     TensorFacts,
     add_file,
     as_input,
+    check_photos,
     check_precision,
     compare,
+    fitted,
     get_format,
     input_facts,
     onnx,
+    prepared,
     quantisation,
     read_bundle,
     remove_file,
@@ -67,23 +73,36 @@ class Wanted:
         precisions: of its files; without any, the one the search chose for the net, or fp32.
         max_drop: points of validation accuracy that a file may lose to torch.
         input: that its files take.
+        photo_size: height and width, px, of the photos that files take whose format wants one size; others take any.
     """
 
     formats: tuple[Format, ...]
     precisions: tuple[str, ...] = ()
     max_drop: float = MAX_DROP
     input: InputKind = "nchw"
+    photo_size: PhotoSize | None = None
+
+    def input_of(self, format: Format, resolution: int) -> TensorFacts:
+        """The input of a format's file, for images of that size."""
+        return input_facts(ort.INPUT, self.input, resolution, self.photo_size if format.photos == "one" else None)
 
     def precisions_of(self, own: str | None) -> list[str]:
         """Of a net whose own precision the search chose, or not; the safest first, so that it is known what to offer for others."""
         return sorted(dict.fromkeys(self.precisions or (own or PRECISIONS[0],)), key=PRECISIONS.index)
 
 
-def wanted(formats: Sequence[str], precisions: Sequence[str] = (), *, max_drop: float = MAX_DROP, input: str = "nchw") -> Wanted:
+def wanted(
+    formats: Sequence[str],
+    precisions: Sequence[str] = (),
+    *,
+    max_drop: float = MAX_DROP,
+    input: str = "nchw",
+    photo_size: PhotoSize | None = None,
+) -> Wanted:
     """What a user asks for by names.
 
     Raises:
-        UsageError: a name is unknown, or nothing is asked for.
+        UsageError: a name is unknown, nothing is asked for, or a format does not take photos as they are asked for.
         DeviceError: the runtime of a format is not installed.
     """
     for name in precisions:
@@ -96,9 +115,14 @@ def wanted(formats: Sequence[str], precisions: Sequence[str] = (), *, max_drop: 
     chosen = tuple(get_format(name) for name in dict.fromkeys(formats))
     if not chosen:
         raise UsageError(f"no format is asked for; choose {', '.join(FORMATS)}")
+    if photo_size is not None and not (known == "photo" and any(format.photos == "one" for format in chosen)):
+        ones = " or ".join(each.name for each in FORMATS.values() if each.photos == "one")
+        raise UsageError(f"--photo-size is for {ones} with --input photo; leave it out")
     for format in chosen:
+        if known == "photo":
+            check_photos(format, photo_size)
         installed_version(format.checked_by())
-    return Wanted(chosen, tuple(precisions), max_drop, known)
+    return Wanted(chosen, tuple(precisions), max_drop, known, photo_size)
 
 
 class Bundle:
@@ -131,6 +155,7 @@ class Bundle:
         self._wanted, self._progress, self._labelled = wanted, progress, labelled
         self._resolution = Arch.parse(description.arch).resolution
         self._metadata = self._known(latencies)
+        self._photo_references: dict[PhotoSize | None, Tensor] = {}
 
     def add(self, format: Format, precision: str, *, role: str, path: str) -> FileRecord:
         """Makes a file, unless it is there, and puts it into the folder, unless it is refused.
@@ -181,7 +206,21 @@ class Bundle:
         return ("validation",) if self._task is None else ("validation", "test")
 
     def _batches(self, split: SplitName) -> Iterable[Batch]:
+        """Images as the network takes them."""
         return self._noise if self._task is None else self._task.batches(split, self._resolution, BATCH)
+
+    def _photos(self, split: SplitName, size: PhotoSize | None) -> Iterator[tuple[list[Array], Tensor]]:
+        """The same images as photos (height, width, 3) of bytes, as they are or, where there is one size for all, fitted to it."""
+        photos = self._noise_photos() if self._task is None else self._task.whole(split)
+        while some := list(islice(photos, BATCH)):
+            yield [fitted(photo, size) for photo, _ in some], torch.tensor([label for _, label in some])
+
+    def _noise_photos(self) -> Iterator[tuple[Array, int]]:
+        """Pixels of chance in all shapes, and labels that mean nothing."""
+        rng = np.random.default_rng(0)
+        for _ in range(NOISE_IMAGES):
+            height, width = rng.integers(self._resolution // 2, 3 * self._resolution, 2)
+            yield rng.integers(0, 256, (height, width, 3), dtype=np.uint8), 0
 
     @cached_property
     def _noise(self) -> list[Batch]:
@@ -196,6 +235,17 @@ class Bundle:
     def _reference(self) -> dict[SplitName, Batch]:
         """What torch answers."""
         return {split: torch_outputs(self._subnet, self._batches(split)) for split in self._splits}
+
+    def _photo_reference(self, size: PhotoSize | None) -> Tensor:
+        """What torch answers to the validation photos, which it resizes itself."""
+        how = self._description.preprocessing
+        if size not in self._photo_references:
+            batches = (
+                (torch.stack([prepared(photo, how) for photo in photos]), labels)
+                for photos, labels in self._photos("validation", size)
+            )
+            self._photo_references[size] = torch_outputs(self._subnet, batches)[0]
+        return self._photo_references[size]
 
     @cached_property
     def _calibration(self) -> list[Tensor]:
@@ -226,7 +276,7 @@ class Bundle:
         for file in self._metadata.files:
             if (
                 file.name == format.file_name(precision)
-                and file.input == input_facts(ort.INPUT, self._wanted.input, self._resolution)
+                and file.input == self._wanted.input_of(format, self._resolution)
                 and file.checked_in == f"{runtime.NAME} {installed_version(runtime)}"
                 and self._refusal(file) is None
             ):
@@ -236,14 +286,14 @@ class Bundle:
     def _make(self, format: Format, precision: str, folder: Path) -> ModelFile:
         """Writes a file into a folder and tries it there."""
         runtime, path = format.checked_by(), folder / format.file_name(precision)
-        wanted = input_facts(ort.INPUT, self._wanted.input, self._resolution)
+        wanted = self._wanted.input_of(format, self._resolution)
         calibration = self._calibration if precision == "int8" else []
         write(
             self._subnet,
             path,
             format,
             precision,
-            kind=self._wanted.input,
+            input=wanted,
             description=self._description,
             calibration=calibration,
         )
@@ -255,6 +305,8 @@ class Bundle:
         before, after = expected["validation"], found["validation"]
         self._metadata = self._metadata.model_copy(update={"validation_accuracy": before, "test_accuracy": expected.get("test")})
         companions = format.runtime.companions(path)
+        own, plain = outputs["validation"][0], self._reference["validation"][0]
+        parity = compare(own, self._photo_reference(wanted.photo_size) if wanted.resized else plain)
         return ModelFile(
             name=path.name,
             format=format.name,
@@ -270,14 +322,19 @@ class Bundle:
             validation_accuracy=after,
             drop=None if before is None or after is None else 100 * (before - after),
             test_accuracy=found.get("test"),
-            parity=compare(outputs["validation"][0], self._reference["validation"][0]),
+            parity=parity,
+            trained_agreement=compare(own, plain).top1_agreement if wanted.resized and self._task else None,
         )
 
     def _outputs(self, path: Path, runtime: Runtime, precision: str, wanted: TensorFacts, split: SplitName) -> Batch:
+        if wanted.resized:
+            photos = self._photos(split, wanted.photo_size)
+            return file_outputs(path, runtime, precision, photos, shape=None, prepare=lambda photo: photo[None])
+
         def prepare(image: Tensor) -> Array:
             return as_input(image, wanted, self._description.preprocessing)
 
-        return file_outputs(path, runtime, precision, self._batches(split), shape=wanted.shape, prepare=prepare)
+        return file_outputs(path, runtime, precision, self._batches(split), shape=wanted.sizes, prepare=prepare)
 
     def _refusal(self, file: ModelFile) -> str | None:
         """Why a file is not to be used, and what to use in its place."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from natdeploy._version import __version__
-from natdeploy.export import FORMATS, Description, Format, InputKind, Latency, Preprocessing
+from natdeploy.export import FORMATS, Description, Format, InputKind, Latency, PhotoSize, Preprocessing
 from natdeploy.hardware.device import Target
 from natdeploy.logs import log_to
 from natdeploy.pipeline.bundles import MAX_DROP, Bundle, Wanted, wanted
@@ -30,6 +30,7 @@ def export(
     *,
     max_drop: float = MAX_DROP,
     input: InputKind = "nchw",
+    photo_size: PhotoSize | None = None,
     progress: Progress | None = None,
 ) -> list[FileRecord]:
     """Writes nets of a run as files, each compared with torch and scored in its own runtime before it is handed out.
@@ -44,7 +45,9 @@ def export(
         formats: `onnx`, `openvino`, `tflite`, `tensorrt`.
         precisions: `fp32`, `fp16`, `int8`; by default the one the search chose for a net, or fp32.
         max_drop: points of validation accuracy that a file may lose to torch in fp32.
-        input: `nchw` or `nhwc` for prepared floats, `image` for the bytes of an image, which the file then prepares itself.
+        input: `nchw` or `nhwc` for prepared floats, `image` for the bytes of an image, which the file then prepares itself,
+            `photo` for those of a photo, which it resizes as well.
+        photo_size: height and width of photos, px, for formats whose files resize photos of one size only: `tflite`.
         progress: is told about every file.
 
     Raises:
@@ -54,7 +57,7 @@ def export(
         NatdeployError: a file cannot be written.
     """
     progress = progress or Silent()
-    asked = wanted(formats, precisions, max_drop=max_drop, input=input)
+    asked = wanted(formats, precisions, max_drop=max_drop, input=input, photo_size=photo_size)
     with RunStore.open(folder) as store, log_to(folder / LOG):
         nets = select_nets(finished_nets(store), read_config(store), arch)
         files: list[FileRecord] = []
@@ -108,14 +111,21 @@ def file_for(store: RunStore, net: NetRecord, target: Target) -> FileRecord | No
     )
 
 
+def bundle_of(store: RunStore, net: NetRecord) -> Path:
+    """The folder that the files of a net were exported to; by an earlier version perhaps under another name."""
+    paths = (file.path for file in store.files() if (file.role, file.id) == (net.role, net.id) and file.path is not None)
+    return (store.folder / next(paths)).parent
+
+
 def format_of(target: Target) -> Format:
     """The format that a target's runtime reads."""
     return next(each for each in FORMATS.values() if target.runtime == each.runtime.NAME)
 
 
 def bundle_name(net: NetRecord) -> str:
-    """The folder of a net's files, relative to the run's."""
-    return f"models/{net.id}"
+    """The folder of a net's files, relative to the run's; weights that were trained alone have one of their own, since the baseline
+    may have the same architecture and weights of the supernet."""
+    return f"models/{net.id}-tuned" if net.tuned_accuracy is not None else f"models/{net.id}"
 
 
 def _describe(store: RunStore, net: NetRecord, task: Classification) -> Description:

@@ -9,7 +9,7 @@ import torch
 
 from natdeploy._version import __version__
 from natdeploy.errors import UsageError
-from natdeploy.export import Description, InputKind, Preprocessing
+from natdeploy.export import Description, InputKind, PhotoSize, Preprocessing
 from natdeploy.pipeline.bundles import MAX_DROP, Bundle, wanted
 from natdeploy.pipeline.setting import make_supernet, photos
 from natdeploy.progress import Progress, Silent
@@ -33,6 +33,7 @@ def export_weights(
     space: str | None = None,
     max_drop: float = MAX_DROP,
     input: InputKind = "nchw",
+    photo_size: PhotoSize | None = None,
     progress: Progress | None = None,
 ) -> list[FileRecord]:
     """Writes a network of a file of weights as files, each compared with torch in its own runtime before it is handed out.
@@ -51,6 +52,7 @@ def export_weights(
         space: name or file of the space the weights are of; recognised by default.
         max_drop: points of validation accuracy that a file may lose to torch in fp32.
         input: as in `export`.
+        photo_size: as in `export`.
         progress: is told about every file.
 
     Raises:
@@ -59,7 +61,7 @@ def export_weights(
         DataError: there are too few images.
     """
     progress = progress or Silent()
-    asked = wanted(formats, precisions, max_drop=max_drop, input=input)
+    asked = wanted(formats, precisions, max_drop=max_drop, input=input, photo_size=photo_size)
     seed = read_seed(weights, None if space is None else get_space(space))
     chosen = _chosen(seed, arch)
     if not seed.classes:

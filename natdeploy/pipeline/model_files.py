@@ -168,9 +168,11 @@ def _sizes(path: Path, name: str, sizes: tuple[int | None, ...] | None, shape: S
     return tuple(size for size in sizes if size is not None)
 
 
-def inputs_of(file: ModelFile) -> tuple[Shape, Inputs]:
-    """What an exported file takes, as `Candidate` tells it."""
-    shape = file.input.shape
+def inputs_of(file: ModelFile) -> tuple[Shape, Inputs] | None:
+    """What an exported file takes, as `Candidate` tells it; None where it takes any size."""
+    shape = file.input.sizes
+    if shape is None:
+        return None
     return shape, () if file.input.dtype == PLAIN else ((shape, file.input.dtype),)
 
 
@@ -197,9 +199,13 @@ def bundle(folder: Path, target: str | None, progress: Progress) -> list[Subject
         if file.precision not in chosen.device.precisions_of(runtime):
             others.append(f"{file.name} ({device.name} does not compute in {file.precision})")
             continue
+        taken = inputs_of(file)
+        if taken is None:
+            others.append(f"{file.name} (its time depends on the photo: time the file itself, with --shape 1x480x640x3)")
+            continue
+        shape, inputs = taken
         exact = parse_target(target or "host", precision=file.precision, runtime=runtime)
         told = next((each for each in metadata.latencies if each.target == str(exact)), None)
-        shape, inputs = inputs_of(file)
         found.append(
             make_subject(
                 f"{folder / file.name}",

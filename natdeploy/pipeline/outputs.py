@@ -6,15 +6,18 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from natdeploy.export import Array, Batch, plain_input, run_images
+from natdeploy.export import Array, Batch, run_images
 from natdeploy.hardware.runtimes import Runtime
 from natdeploy.supernet import Subnet
 from natdeploy.tasks import Classification
 from natdeploy.training.judge import BATCH
+
+_Image = TypeVar("_Image")
 
 
 def calibration_images(task: Classification, resolution: int, count: int) -> list[Tensor]:
@@ -32,10 +35,10 @@ def file_outputs(
     path: Path,
     runtime: Runtime,
     precision: str,
-    batches: Iterable[Batch],
+    batches: Iterable[tuple[Iterable[_Image], Tensor]],
     *,
-    shape: tuple[int, ...],
-    prepare: Callable[[Tensor], Array] = plain_input,
+    shape: tuple[int, ...] | None,
+    prepare: Callable[[_Image], Array],
 ) -> Batch:
     """Logits (n, classes) and labels (n,) of batches, of a file in a runtime, image by image on one thread of this machine.
 
@@ -43,9 +46,9 @@ def file_outputs(
         path: of the file.
         runtime: that reads it.
         precision: of the file.
-        batches: images, as the network takes them, and labels.
-        shape: of the file's input.
-        prepare: makes that input of an image (3, r, r) fp32.
+        batches: images, as the network takes them or photos, and labels.
+        shape: of the file's input; None where it is fixed in the file, or differs from image to image.
+        prepare: makes that input of an image.
     """
     with _quiet():
         session = runtime.load(path, shape, 1, precision, runtime.DELEGATES[0])

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from natdeploy.export import plain_input
 from natdeploy.hardware.device import Target
 from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.pipeline.correct import fit_line
@@ -62,7 +63,9 @@ def judge_in_runtime(subnet: Subnet, target: Target, task: Classification, split
         path = Path(folder, f"{subnet.arch.id}{runtime.SUFFIX}")
         runtime.convert(subnet, calibration[0], path, precision=target.precision, dynamic_size=False, calibration=calibration)
         batches = task.batches(split, resolution, BATCH)
-        logits, labels = file_outputs(path, runtime, target.precision, batches, shape=(1, 3, resolution, resolution))
+        logits, labels = file_outputs(
+            path, runtime, target.precision, batches, shape=(1, 3, resolution, resolution), prepare=plain_input
+        )
     correct, loss = task.correct(logits, labels), float(task.loss(logits, labels))
     return Evaluation(0, str(subnet.arch), correct, len(labels), loss, time.perf_counter() - start)
 

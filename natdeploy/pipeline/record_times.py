@@ -9,7 +9,7 @@ from natdeploy.export import record_latency
 from natdeploy.hardware.device import Target
 from natdeploy.hardware.measure import MeasureResult
 from natdeploy.pipeline.config import target_of
-from natdeploy.pipeline.export import bundle_name, latency_of
+from natdeploy.pipeline.export import bundle_of, latency_of
 from natdeploy.pipeline.finished import latency_limit_ms
 from natdeploy.pipeline.model_files import Subject
 from natdeploy.pipeline.search import read_config
@@ -42,7 +42,7 @@ def record_times(store: RunStore, subjects: Sequence[Subject], result: MeasureRe
             net, measured_p50_ms=times.p50_ms, measured_p90_ms=times.p90_ms, measured_n=times.n, unstable=times.unstable
         )
         told = timed if own else replace(timed, predicted_ms=None, estimated=False)
-        record_latency(store.folder / bundle_name(net), latency_of(told, place, times.mean_ms if times.p50_ms is None else None))
+        record_latency(bundle_of(store, net), latency_of(told, place, times.mean_ms if times.p50_ms is None else None))
         store.put_latency(
             LatencyRecord(net.role, net.id, place, times.p50_ms, times.p90_ms, times.mean_ms, times.n, times.unstable)
         )

@@ -77,7 +77,8 @@ def run_subjects(
     made = [each.id for each in subjects if each.candidate.model.parent == converted]
     if made:
         progress.note(
-            f"no file for {chosen} was exported of {', '.join(map(str, made))}; the same nets were converted, to be timed"
+            f"no file for {chosen} that takes prepared images was exported of {', '.join(map(str, made))}; the same nets were "
+            "converted, to be timed"
         )
     return subjects
 
@@ -90,14 +91,19 @@ def _chosen(store: RunStore, config: SearchConfig, arch: str | None, exported: s
 
 
 def _file(store: RunStore, config: SearchConfig, net: NetRecord, target: Target, folder: Path) -> tuple[Path, Shape, Inputs]:
-    """A file of a net for a target, with its inputs: the exported one, or one made in a folder."""
+    """A file of a net for a target, with its inputs: the exported one, or one made in a folder.
+
+    What resizes photos is not taken: the net's own time would be lost in theirs.
+    """
     exported = file_for(store, net, target)
-    if exported is None or exported.path is None or not (store.folder / exported.path).is_file():
-        resolution = Arch.parse(net.arch).resolution
-        return convert(store, config, net, target, folder), (1, 3, resolution, resolution), ()
-    path = store.folder / exported.path
-    (file,) = [each for each in read_bundle(path.parent).files if each.name == path.name]
-    return path, *inputs_of(file)
+    if exported is not None and exported.path is not None and (store.folder / exported.path).is_file():
+        path = store.folder / exported.path
+        (file,) = [each for each in read_bundle(path.parent).files if each.name == path.name]
+        taken = inputs_of(file)
+        if taken is not None and not file.input.resized:
+            return path, *taken
+    resolution = Arch.parse(net.arch).resolution
+    return convert(store, config, net, target, folder), (1, 3, resolution, resolution), ()
 
 
 def convert(store: RunStore, config: SearchConfig, net: NetRecord, target: Target, folder: Path) -> Path:

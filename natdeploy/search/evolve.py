@@ -73,43 +73,47 @@ def evolve(archive: Archive, predict: ErrorModel, rng: np.random.Generator, *, p
     return new
 
 
-def infill(values: Floats, known: Floats, n: int) -> Indices:
-    """The rows (at most n) of `values` to evaluate: by hypervolume up to three objectives, by niches beyond.
+def infill(values: Floats, known: Floats, n: int, networks: Indices | None = None) -> Indices:
+    """The networks (at most n) to evaluate: by hypervolume up to three objectives, by niches beyond.
 
     Args:
         values: (candidates, m) predicted.
         known: (k, m) of the archive, predicted too: evaluated errors, the lucky ones among them, would hide real gains.
         n: how many.
+        networks: (candidates,) the number of each row's network, where a network has several rows, one in every precision: whoever
+            evaluates it learns about all of them. By default each row is a network of its own number.
     """
     by = by_volume if values.shape[1] <= PREFER_VOLUME else by_niche
-    return by(values, known, min(n, len(values)))
+    networks = np.arange(len(values)) if networks is None else networks
+    return by(values, known, min(n, len(np.unique(networks))), networks)
 
 
-def by_volume(values: Floats, known: Floats, n: int) -> Indices:
-    """One by one, the rows (n,) that add most hypervolume to what is known and chosen; when none adds any, the best ranks fill up.
+def by_volume(values: Floats, known: Floats, n: int, networks: Indices) -> Indices:
+    """One by one, the networks (n,) whose rows add most hypervolume to what is known and chosen; when none adds any, the best ranks
+    fill up.
 
     That spreads them along the front by itself. A dominated candidate adds nothing once the one that dominates it is chosen, and no
-    more before, so that only non-dominated ones are weighed.
+    more before, so that only networks with a non-dominated row are weighed.
     """
     rank = ranks(values)
     points, front = _scaled(values, known)
     reference = np.full(values.shape[1], 1.1)  # beyond the worst, so that the ends of the front count
     front = front[non_dominated(front)]
+    rest = networks[np.argsort(rank, kind="stable")]
     chosen: list[int] = []
-    left = np.flatnonzero(rank == 0).tolist()
+    left = np.unique(networks[rank == 0]).tolist()
     while left and len(chosen) < n:
         volume = hypervolume(front, reference)
-        gains = [hypervolume(np.concatenate([front, points[row : row + 1]]), reference) - volume for row in left]
+        gains = [hypervolume(np.concatenate([front, points[networks == each]]), reference) - volume for each in left]
         if max(gains) <= 0:
             break
         chosen.append(left.pop(int(np.argmax(gains))))
-        front = np.concatenate([front, points[chosen[-1:]]])
-    rest = np.argsort(rank, kind="stable")
-    return np.concatenate([chosen, rest[~np.isin(rest, chosen)][: n - len(chosen)]]).astype(np.int64)
+        front = np.concatenate([front, points[networks == chosen[-1]]])
+    return np.array(list(dict.fromkeys([*chosen, *rest.tolist()]))[:n], dtype=np.int64)
 
 
-def by_niche(values: Floats, known: Floats, n: int) -> Indices:
-    """One by one, the rows (n,) of the best rank whose reference direction has the fewest known and chosen rows.
+def by_niche(values: Floats, known: Floats, n: int, networks: Indices) -> Indices:
+    """One by one, the networks (n,) with the row of the best rank whose reference direction has the fewest known and chosen rows.
 
     Niching of NSGA-III (Deb and Jain 2014) with the archive in its niches already, objectives scaled between the ideal and the
     nadir point of all rows. Where niches are equally empty, the row farthest from all that is chosen is taken, which keeps a batch
@@ -126,8 +130,8 @@ def by_niche(values: Floats, known: Floats, n: int) -> Indices:
     left = np.ones(len(values), dtype=np.bool_)
     for _ in range(n):
         best = np.lexsort((distance, -gap, count[niche], rank, ~left))[0]
-        chosen.append(int(best))
-        left[best] = False
+        chosen.append(int(networks[best]))
+        left &= networks != networks[best]
         count[niche[best]] += 1
         gap = np.minimum(gap, np.linalg.norm(points - points[best], axis=1))
     return np.array(chosen, dtype=np.int64)

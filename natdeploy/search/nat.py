@@ -343,13 +343,16 @@ def _propose(
 
         with timed("search: evolution"):
             candidates = evolve(archive, hope, rng, population=settings.population, generations=settings.generations)
-        missing = settings.infill - len(candidates)
-        candidates = np.concatenate([candidates, chance(missing, np.concatenate([archive.genotypes, candidates]))])
-        both = np.concatenate([candidates, archive.genotypes[archive.feasible]])
-        values = objectives.values(both, hope(both))
+        networks = _networks(space, candidates)
+        known = np.concatenate([archive.genotypes, space.in_every_precision(networks)])
+        networks = _networks(space, np.concatenate([networks, chance(settings.infill - len(networks), known)]))
+        ways = space.in_every_precision(networks)
+        feasible = objectives.violation(ways, archive.constraints) == 0
+        both = np.concatenate([ways[feasible], archive.genotypes[archive.feasible]])
+        values, count = objectives.values(both, hope(both)), np.count_nonzero(feasible)
         with timed("search: infill"):
-            chosen = infill(values[: len(candidates)], values[len(candidates) :], settings.infill)
-        new = _networks(space, candidates[chosen])
+            owners = np.repeat(np.arange(len(networks)), space.options)[feasible]
+            new = networks[infill(values[:count], values[count:], settings.infill, owners)]
         return new, fit, fit.predict(features(new)).errors
 
 

@@ -24,9 +24,9 @@ from natdeploy.tasks.augment import (
     probabilities,
     resize,
 )
-from natdeploy.tasks.data import Indices, Splits, balanced_order
+from natdeploy.tasks.data import Bytes, Indices, Splits, balanced_order
 from natdeploy.tasks.epochs import Epochs
-from natdeploy.tasks.pixels import PixelSource
+from natdeploy.tasks.pixels import PixelSource, read_whole
 from natdeploy.tasks.task import SplitName
 
 CACHE_BYTES = 2**28
@@ -150,6 +150,16 @@ class Classification:
                 if sum(held.numel() for held, _ in self._resized.values()) + known[0].numel() <= CACHE_BYTES:
                     self._resized[key] = known
             yield normalise(known[0], self._mean, self._std), self._labels(known[1])
+
+    def whole(self, split: SplitName) -> Iterator[tuple[Bytes, int]]:
+        """The images of a split as they are, (height, width, 3) RGB, each with its label, in the order of `batches`.
+
+        Damaged ones are left out there and here.
+        """
+        for index in self._indices[split]:
+            image = read_whole(self.pixels.source, int(index))
+            if not isinstance(image, str):
+                yield image, int(self.pixels.labels[index])
 
     def _part(self, split: SplitName, limit: int | None) -> Indices:
         indices = self._indices[split]

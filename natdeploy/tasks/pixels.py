@@ -249,13 +249,26 @@ def _without(images: ImageSet, kept: Sequence[int], skipped: Sequence[tuple[str,
 
 def read(images: ImageSet, index: int, size: int) -> Bytes | str:
     """One image (size, size, 3), or why it cannot be read."""
+    image = _opened(images, index, size)
+    return image if isinstance(image, str) else np.array(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+
+
+def read_whole(images: ImageSet, index: int) -> Bytes | str:
+    """One image as it is, upright, (height, width, 3) RGB, or why it cannot be read."""
+    image = _opened(images, index, None)
+    return image if isinstance(image, str) else np.array(image)
+
+
+def _opened(images: ImageSet, index: int, size: int | None) -> Image.Image | str:
+    """One image, upright and RGB, or why it cannot be read; with a size, as little detail as a square of that size needs."""
     if images.arrays is not None:
-        return _square(Image.fromarray(images.arrays[index]), size)
+        return Image.fromarray(images.arrays[index]).convert("RGB")
     path = images.root / images.paths[index]
     try:
         with Image.open(path) as file:
-            # Lets the JPEG decoder leave out detail that resizing would drop: three times as fast on a camera's photos.
-            file.draft("RGB", (2 * size, 2 * size))
+            if size is not None:
+                # Lets the JPEG decoder leave out detail that resizing would drop: three times as fast on a camera's photos.
+                file.draft("RGB", (2 * size, 2 * size))
             image = ImageOps.exif_transpose(file)
     except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
         return " ".join(str(error).replace(str(path), path.name).split()) or type(error).__name__
@@ -264,11 +277,7 @@ def read(images: ImageSet, index: int, size: int) -> Bytes | str:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         return f"pixels of 32 bits (mode {image.mode}) have no known range"
-    return _square(image, size)
-
-
-def _square(image: Image.Image, size: int) -> Bytes:
-    return np.array(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR))
+    return image.convert("RGB")
 
 
 def decoders() -> int:

@@ -19,16 +19,19 @@ from torch import nn
 from natdeploy.errors import MissingRuntimeError, UsageError
 from natdeploy.export import (
     FORMATS,
-    INPUT_KINDS,
     PRECISIONS,
     Description,
     InputKind,
     Parity,
+    PhotoSize,
     as_input,
+    check_photos,
     check_precision,
     compare,
     get_format,
     input_facts,
+    parse_photo_size,
+    prepared,
     run_images,
     sha256,
     write,
@@ -51,12 +54,15 @@ EVERY = pytest.mark.parametrize("name", FORMATS)
 def export(needs: Callable[[str], None], describe: Describe, pictures: Pictures, tmp_path: Path) -> Callable[..., Path]:
     """What writes a subnet as a file."""
 
-    def make(subnet: Subnet, name: str, precision: str = "fp32", kind: InputKind = "nchw") -> Path:
+    def make(
+        subnet: Subnet, name: str, precision: str = "fp32", kind: InputKind = "nchw", photo_size: PhotoSize | None = None
+    ) -> Path:
         needs(name)
         path = tmp_path / FORMATS[name].file_name(precision)
         _, images = pictures(subnet, 16)
         calibration = [image[None] for image in images]
-        write(subnet, path, FORMATS[name], precision, kind=kind, description=describe(subnet), calibration=calibration)
+        wanted = input_facts("input", kind, subnet.arch.resolution, photo_size)
+        write(subnet, path, FORMATS[name], precision, input=wanted, description=describe(subnet), calibration=calibration)
         return path
 
     return make
@@ -68,7 +74,7 @@ def compared(describe: Describe, pictures: Pictures) -> Callable[..., Parity]:
 
     def compute(subnet: Subnet, path: Path, name: str, precision: str = "fp32", kind: InputKind = "nchw") -> Parity:
         runtime, wanted = FORMATS[name].checked_by(), input_facts("input", kind, subnet.arch.resolution)
-        session = runtime.load(path, wanted.shape, 1, precision, runtime.DELEGATES[0])
+        session = runtime.load(path, wanted.sizes, 1, precision, runtime.DELEGATES[0])
         _, images = pictures(subnet, 10)
         batches = [(each, torch.zeros(len(each))) for each in images.split(4)]
         found = run_images(
@@ -113,7 +119,7 @@ def test_other_precisions_are_other_numbers_and_nearly_the_same_net(
 
 @EVERY
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("kind", INPUT_KINDS[1:])
+@pytest.mark.parametrize("kind", ["nhwc", "image"])
 def test_every_input_gives_what_the_plain_one_gives(
     make_subnet: Make, export: Callable[..., Path], compared: Callable[..., Parity], *, name: str, precision: str, kind: InputKind
 ) -> None:
@@ -249,7 +255,7 @@ def test_asymmetric_padding_is_in_the_convolution(make_subnet: Make, export: Cal
         assert each["pads"] == [smaller, smaller, smaller + 1, smaller + 1]
 
 
-@pytest.mark.parametrize("kind", INPUT_KINDS)
+@pytest.mark.parametrize("kind", ["nchw", "nhwc", "image"])
 def test_onnx_tells_its_input(make_subnet: Make, export: Callable[..., Path], kind: InputKind) -> None:
     subnet = make_subnet(1)
     size = subnet.arch.resolution
@@ -258,6 +264,69 @@ def test_onnx_tells_its_input(make_subnet: Make, export: Callable[..., Path], ki
     number = "uint8" if kind == "image" else "float"
     assert [(each.name, each.shape, each.type) for each in session.get_inputs()] == [("input", shape, f"tensor({number})")]
     assert [(each.name, each.shape) for each in session.get_outputs()] == [("output", [1, 7])]
+
+
+PHOTOS = ((50, 41), (40, 40), (97, 130), (301, 200))
+"""Larger and smaller than the network's images, upright and lying, of odd and even differences."""
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@EVERY
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_photos_of_any_size_are_resized_as_torch_does(
+    make_subnet: Make, export: Callable[..., Path], describe: Describe, name: str, precision: str
+) -> None:
+    subnet = make_subnet(1, "same")
+    preprocessing, runtime = describe(subnet).preprocessing, FORMATS[name].runtime
+    if FORMATS[name].photos == "none":
+        with pytest.raises(UsageError, match=r"tensorrt takes no photos: .* choose another --input, such as image"):
+            check_photos(FORMATS[name], (48, 64))
+        return
+    check_photos(FORMATS[name], (48, 64))
+    path = export(subnet, name, precision, "nchw")
+    plain = runtime.load(path, (1, 3, *2 * (subnet.arch.resolution,)), 1, precision, runtime.DELEGATES[0])
+    one = FORMATS[name].photos == "one"
+    for size in PHOTOS:
+        path = export(subnet, name, precision, "photo", size if one else None) if one or size == PHOTOS[0] else path
+        session = runtime.load(path, None, 1, precision, runtime.DELEGATES[0])
+        found = runtime.run(session, [noise(*size)[None]])[0]
+        image = prepared(noise(*size), preprocessing)[None]
+        expected = runtime.run(plain, [image.numpy()])[0]
+        # A last bit of the input may fall to another side of an int8 step.
+        np.testing.assert_allclose(found, expected, atol=(1e-5 if precision == "fp32" else 5e-2) * np.abs(expected).max())
+        if precision == "fp32":
+            with torch.inference_mode():
+                assert compare(torch.from_numpy(found), subnet(image)).max_rel < 1e-5
+
+
+def test_a_photo_is_prepared_as_pillow_does_but_for_its_rounding(make_subnet: Make, describe: Describe) -> None:
+    """Torch, the files and training mean the same: the last goes through bytes at every step."""
+    preprocessing = describe(make_subnet(1)).preprocessing
+    sides = [(preprocessing.square_px,) * 2, (preprocessing.size_px,) * 2]
+    for size in PHOTOS:
+        square = ImageOps.fit(Image.fromarray(noise(*size)), sides[0], Image.Resampling.BILINEAR)
+        pixels = np.asarray(square.resize(sides[1], Image.Resampling.BILINEAR), np.float32)
+        mean, std = (torch.tensor(each).view(3, 1, 1) for each in (preprocessing.mean, preprocessing.std))
+        ours = 255 * (prepared(noise(*size), preprocessing) * std + mean).permute(1, 2, 0).numpy()
+        assert np.abs(ours - pixels).max() < 2 or (size[0] - size[1]) % 2, (
+            "of 255; where the middle falls between pixels, by half of one"
+        )
+
+
+@pytest.mark.parametrize(("text", "size"), [("480x640", (480, 640)), ("1x1", (1, 1))])
+def test_a_photo_size_is_read(text: str, size: PhotoSize) -> None:
+    assert parse_photo_size(text) == size
+    for wrong in (text + "x3", "0x4", "-1x4", "480", "480×640", "480X640"):
+        with pytest.raises(UsageError, match="is no size of photos; write height and width in pixels, as in 480x640"):
+            parse_photo_size(wrong)
+
+
+def test_a_format_of_one_size_wants_to_know_it() -> None:
+    with pytest.raises(UsageError, match="tflite files resize photos of one size only; say which with --photo-size"):
+        check_photos(FORMATS["tflite"], None)
 
 
 def test_bytes_of_an_image_are_found_again(make_subnet: Make, describe: Describe, pictures: Pictures) -> None:

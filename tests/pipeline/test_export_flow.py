@@ -17,9 +17,11 @@ from natdeploy.cli.main import app
 from natdeploy.errors import DeviceError, NatdeployError, UsageError
 from natdeploy.export import FORMATS, PRECISIONS, read_bundle
 from natdeploy.hardware.device import parse_target
-from natdeploy.pipeline import SearchConfig
+from natdeploy.pipeline import SearchConfig, model_files, run_files
 from natdeploy.pipeline import export as verb
 from natdeploy.pipeline.export import file_for
+from natdeploy.pipeline.search import read_config
+from natdeploy.progress import Silent
 from natdeploy.runtimes import ort, tflite, trt
 from natdeploy.store import RunStore
 
@@ -106,6 +108,33 @@ def test_what_is_there_and_whole_is_not_made_again(run: Path, monkeypatch: pytes
     assert made == 3, "another input is another file"
 
 
+def test_files_that_resize_photos_are_tried_on_photos(run: Path) -> None:
+    formats = [name for name in FORMATS if installed(name) and FORMATS[name].photos != "none"]
+    files = verb(run, "knee", formats, ("fp32",), input="photo", photo_size=(40, 48) if "tflite" in formats else None, max_drop=100)
+    (net,) = [net for net in pipeline.nets(run) if (net.role, net.id) == ("front", files[0].id)]
+    metadata = read_bundle(run / "models" / net.id)
+    for file, told in zip(files, metadata.files, strict=True):
+        assert file.refused is None
+        assert file.max_rel is not None
+        assert file.max_rel < 1e-5, "of what torch makes of the same photos"
+        assert told.input.resized
+        assert told.trained_agreement is not None
+        if told.input.sizes is None:
+            assert told.input.shape == (1, None, None, 3)
+            # The photos are 32 px and so is what training saw of them, so that no rounding is left.
+            assert (told.trained_agreement, told.test_accuracy) == (1.0, net.test_accuracy)
+    card = (run / "models" / net.id / "README.md").read_text(encoding="utf-8")
+    assert "input 1xanyxanyx3 NHWC; takes bytes, resizes and scales them inside" in card
+    assert "in torch's class of the images as training saw them" in card
+    assert verb(run, "knee", formats, ("fp32",), input="photo", photo_size=(40, 48), max_drop=100) == files, "they are there"
+    with RunStore.open(run) as store:
+        path, shape, inputs = run_files._file(store, read_config(store), net, parse_target("host"), run)
+    assert (shape[:2], inputs) == ((1, 3), ()), "what is timed is the net alone"
+    path.unlink()
+    with pytest.raises(UsageError, match="its time depends on the photo: time the file itself, with --shape 1x480x640x3"):
+        model_files.bundle(run / "models" / net.id, "host/onnxruntime", Silent())
+
+
 def test_an_export_that_breaks_keeps_what_is_done(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = module.add_file
     count = 0
@@ -175,7 +204,9 @@ def test_a_net_whose_logits_are_not_torchs_is_a_fault(run: Path, monkeypatch: py
         ({"formats": ("coreml",)}, UsageError, r"there is no format 'coreml'; choose onnx, .*tensorrt"),
         ({"formats": ()}, UsageError, "no format is asked for"),
         ({"precisions": ("int4",)}, UsageError, "there is no precision 'int4' of files"),
-        ({"input": "rgb"}, UsageError, "there is no input 'rgb' of files; choose nchw, nhwc, image"),
+        ({"input": "rgb"}, UsageError, "there is no input 'rgb' of files; choose nchw, nhwc, image, photo"),
+        ({"formats": ("onnx", "tensorrt"), "input": "photo"}, UsageError, "tensorrt takes no photos"),
+        ({"input": "photo", "photo_size": (48, 64)}, UsageError, "--photo-size is for tflite with --input photo; leave it out"),
         ({"max_drop": float("nan")}, UsageError, "give 0 or more"),
         ({"arch": "zzz"}, UsageError, "'zzz' begins no id of the front"),
     ],

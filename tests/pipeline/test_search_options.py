@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,13 @@ def test_the_nets_that_stand_out_are_tuned_alone_and_exported_so(config: SearchC
     assert file.test_accuracy == nets[0].tuned_accuracy
     (logits,) = onnxruntime.InferenceSession(tuned.out / file.path).run(None, {"input": x[:1].numpy()})
     np.testing.assert_allclose(logits, alone(x[:1]).detach().numpy(), atol=1e-3)
+    with RunStore.open(tuned.out) as store:
+        store.put_net(replace(nets[0], role="baseline", tuned_accuracy=None))
+    (other,) = (each for each in pipeline.export(tuned.out, "baseline") if each.id == file.id)
+    assert other.test_accuracy == nets[0].test_accuracy
+    for path, network in ((file.path, alone), (other.path, shared)):
+        (logits,) = onnxruntime.InferenceSession(tuned.out / path).run(None, {"input": x[:1].numpy()})
+        np.testing.assert_allclose(logits, network(x[:1]).detach().numpy(), atol=1e-3, err_msg="the two share an id, not a file")
 
 
 def test_tuning_alone_that_was_interrupted_goes_on_to_the_same_net(

@@ -73,7 +73,7 @@ def test_niching_spreads_over_many_objectives_and_avoids_what_is_known() -> None
     values = rng.dirichlet(np.ones(5), 200)
     known = 0.999 * rng.dirichlet(np.ones(5) * 30 + np.array([400, 0, 0, 0, 0]), 40)
     chosen = infill(values, known, 8)
-    np.testing.assert_array_equal(chosen, by_niche(values, known, 8))
+    np.testing.assert_array_equal(chosen, by_niche(values, known, 8, np.arange(200)))
     assert len(set(chosen.tolist())) == 8
 
     def spread(rows) -> float:
@@ -83,15 +83,15 @@ def test_niching_spreads_over_many_objectives_and_avoids_what_is_known() -> None
     assert spread(chosen) > np.median([spread(rng.choice(200, 8, replace=False)) for _ in range(50)])
     assert np.linalg.norm(values[chosen][:, None] - known, axis=2).min() > 0.1
     units = np.array([1, 1e6, 1e-3, 5, 1])
-    np.testing.assert_array_equal(by_niche(values * units, known * units, 8), chosen, "units change nothing")
+    np.testing.assert_array_equal(by_niche(values * units, known * units, 8, np.arange(200)), chosen, "units change nothing")
 
 
 def test_niching_takes_the_dominated_last() -> None:
     rng = np.random.default_rng(1)
     front = rng.dirichlet(np.ones(4), 6)
     values = np.concatenate([front + 0.5, front])
-    assert set(by_niche(values, front[:1] + 2, 6).tolist()) == set(range(6, 12))
-    assert sorted(by_niche(values, front[:1] + 2, 12).tolist()) == list(range(12))
+    assert set(by_niche(values, front[:1] + 2, 6, np.arange(12)).tolist()) == set(range(6, 12))
+    assert sorted(by_niche(values, front[:1] + 2, 12, np.arange(12)).tolist()) == list(range(12))
 
 
 def test_infill_by_volume_weighs_every_row_that_could_gain() -> None:
@@ -107,3 +107,14 @@ def test_infill_by_volume_weighs_every_row_that_could_gain() -> None:
         expected.append(int(np.argmax(volumes)))
         front = np.vstack([front, points[expected[-1]]])
     np.testing.assert_array_equal(chosen, expected)
+
+
+@pytest.mark.parametrize("objectives", [2, 5])
+def test_infill_weighs_a_network_by_all_its_precisions(objectives: int) -> None:
+    """Two networks with two rows each: neither takes two of the places, and the one whose second row gains goes first."""
+    known = np.full((1, objectives), 0.5)
+    rows = np.array([[0.9, 0.9], [0.7, 0.3], [0.4, 0.6], [0.05, 0.2], [0.95, 0.95], [0.96, 0.96]])
+    values = np.column_stack([rows, np.full((6, objectives - 2), 0.5)])
+    chosen = infill(values, known, 2, np.array([0, 0, 1, 1, 2, 2]))
+    assert chosen.tolist() == [1, 0]
+    assert sorted(infill(values, known, 9, np.array([0, 0, 1, 1, 2, 2])).tolist()) == [0, 1, 2]
