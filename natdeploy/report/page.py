@@ -43,10 +43,11 @@ from natdeploy.report.tables import (
 from natdeploy.space import Arch, Block
 from natdeploy.store import FileRecord, LatencyRecord, NetRecord
 
+_BEFORE = "before, %"
 _COLUMNS = (
     "input, px",
     "test, %",
-    "before, %",
+    _BEFORE,
     "valid., %",
     "in runtime, %",
     "p50, ms",
@@ -284,12 +285,15 @@ def _front_note(data: PageData) -> Markup:
 def _nets(data: PageData) -> Markup:
     extra = further(data.nets)
     searched = ("precision",) if precisions_searched(data.nets) else ()
-    head = element("tr", element("th", "net"), *(element("th", each, class_="number") for each in (*searched, *_COLUMNS, *extra)))
+    columns = [each for each in _COLUMNS if each != _BEFORE or _tuned(data)]
+    head = element("tr", element("th", "net"), *(element("th", each, class_="number") for each in (*searched, *columns, *extra)))
     bodies = [_net(net, data, extra) for net in by_latency(data.nets)]
     table = element("table", element("thead", head), *bodies, class_="nets")
     note = element(
         "p",
-        "Fastest first. Before: test accuracy before a net was tuned alone. In runtime: test accuracy of the exported file in "
+        "Fastest first. "
+        + ("Before: test accuracy before a net was tuned alone. " if _tuned(data) else "")
+        + "In runtime: test accuracy of the exported file in "
         "the target's runtime. p50, p90: latency, measured in so "
         "many runs. Off: prediction against p50. Parity: largest difference between the file's logits and torch's on real images, "
         "relative to the largest logit of the image."
@@ -297,6 +301,11 @@ def _nets(data: PageData) -> Markup:
         class_="note",
     )
     return join(element("div", table, class_="wide"), note)
+
+
+def _tuned(data: PageData) -> bool:
+    """Whether a net was tuned alone at the end."""
+    return any(net.tuned_accuracy is not None for net in data.nets)
 
 
 def _files_of(net: NetRecord, files: Iterable[FileRecord]) -> list[FileRecord]:
@@ -315,7 +324,7 @@ def _net(net: NetRecord, data: PageData, extra: Sequence[str]) -> Markup:
         *((net.precision or MISSING,) if precisions_searched(data.nets) else ()),
         str(Arch.parse(net.arch).resolution),
         percent(net.final_accuracy),
-        MISSING if net.tuned_accuracy is None else percent(net.test_accuracy),
+        *((MISSING if net.tuned_accuracy is None else percent(net.test_accuracy),) if _tuned(data) else ()),
         percent(net.validation_accuracy),
         percent(files[0].test_accuracy if files else None),
         milliseconds(net.measured_p50_ms),
@@ -343,7 +352,7 @@ _LEGEND = (
 
 
 def _details(net: NetRecord, data: PageData) -> Markup:
-    """What a net looks like, what its blocks cost, and its files; closed until somebody asks."""
+    """What a net looks like, what its blocks cost, its files, and where it was timed; closed until somebody asks."""
     parts: list[str] = []
     if blocks := data.blocks.get(net.arch):
         block_ms = data.block_ms.get(net.arch)
@@ -353,7 +362,9 @@ def _details(net: NetRecord, data: PageData) -> Markup:
         parts.append(element("p", data.undrawn, class_="note"))
     files = [file for file in data.files if (file.role, file.id) == (net.role, net.id)]
     parts.append(_file_table(files) if files else element("p", "No files were exported.", class_="note"))
-    return element("details", element("summary", "blocks and files"), *parts)
+    if timed := [each for each in data.latencies if (each.role, each.id) == (net.role, net.id)]:
+        parts.append(_latency_table(timed))
+    return element("details", element("summary", "blocks, files and times"), *parts)
 
 
 def _file_table(files: Sequence[FileRecord]) -> Markup:
@@ -373,7 +384,32 @@ def _file_table(files: Sequence[FileRecord]) -> Markup:
                 element("td", f"refused: {file.refused}" if file.refused else ""),
             )
         )
-    heads = (element("th", each, class_="number" if "," in each else "") for each in head)
+    return _small_table(head, rows)
+
+
+def _latency_table(latencies: Sequence[LatencyRecord]) -> Markup:
+    head = ("timed on", "p50, ms", "p90, ms", "mean, ms", "runs", "memory, MB", "energy, mJ", "")
+    rows = []
+    for each in latencies:
+        times = (milliseconds(each.p50_ms), milliseconds(each.p90_ms), milliseconds(each.mean_ms), str(each.n))
+        others = (quantity(each.peak_memory_mb), quantity(each.energy_mj))
+        rows.append(
+            element(
+                "tr",
+                element("td", each.target),
+                *(element("td", number, class_="number") for number in (*times, *others)),
+                element("td", "unstable" if each.unstable else ""),
+            )
+        )
+    note = (
+        "Memory: what the process's peak rose by when the net was loaded and run. Energy: of a run, less that of the idle device."
+    )
+    return join(_small_table(head, rows), element("p", note, class_="note"))
+
+
+def _small_table(head: Sequence[str], rows: Sequence[Markup]) -> Markup:
+    """Of one net; numbers have a unit, or are runs."""
+    heads = (element("th", each, class_="number" if "," in each or each == "runs" else "") for each in head)
     return element("table", element("thead", element("tr", *heads)), element("tbody", *rows), class_="exported")
 
 
