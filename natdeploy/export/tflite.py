@@ -86,14 +86,13 @@ def _take_bytes(model: Any, input: TensorFacts, preprocessing: Preprocessing) ->
 
     (graph,) = model.subgraphs
     (old,) = graph.inputs
-    size = preprocessing.size_px
     assert input.sizes is not None
     before = _Before(model)
     image = before.tensor("image", schema.TensorType.UINT8, list(input.sizes))
     floats = before.made("CAST", [image], list(input.sizes)) if not input.resized else before.resized(image, preprocessing)
     mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
     scale, shift = (before.constant(values.astype(np.float32)) for values in (1 / (255 * std), mean / std))
-    scaled = before.made("MUL", [floats, scale], [1, size, size, 3])
+    scaled = before.made("MUL", [floats, scale], [1, *preprocessing.size, 3])
     before.operator("SUB", [scaled, shift], old)
     graph.operators[:0] = before.operators
     graph.tensors[image].name, graph.tensors[old].name = graph.tensors[old].name, "preprocessing/normalised"
@@ -166,7 +165,7 @@ class _Before:
         The products of natdeploy.export.photos, as fully connected layers, which have the weights of this one size of photos. They
         work on the last axis, so that the columns come to lie there first and the rows after them.
         """
-        size = preprocessing.size_px
+        size, _ = preprocessing.size
         top, left, side = centre_square(*self._model.subgraphs[0].tensors[image].shape[1:3])
         begin, extent = (self.constant(np.array(each, np.int32)) for each in ([0, top, left, 0], [1, side, side, 3]))
         square = self.made("SLICE", [image, begin, extent], [1, side, side, 3])

@@ -30,6 +30,13 @@ _FEATURE, _IMAGE, _RGB, _NORMALISATION, _AXIS_LABELS = 1, 2, 1, 1, 2
 """Enumerators: ContentProperties, ColorSpaceType, ProcessUnitOptions, AssociatedFileType."""
 
 
+_TASKS = {
+    "classification": ("Classifier of images", "Logits, one a class."),
+    "segmentation": ("Segmentation of images", "Logits of every pixel: (1, classes, height, width)."),
+}
+"""What a network does and what it answers, in words."""
+
+
 def describe(input: TensorFacts, output: str, preprocessing: Preprocessing, texts: Mapping[str, str]) -> bytes:
     """The flatbuffer.
 
@@ -49,14 +56,15 @@ def describe(input: TensorFacts, output: str, preprocessing: Preprocessing, text
     colours_last = input.layout == "NHWC"
     content: Table = {0: _IMAGE, 1: {0: _RGB}} if colours_last else {0: _FEATURE, 1: {}}
     labels: Table = {0: LABELS, 1: "Names of the classes, in the order of the output.", 2: _AXIS_LABELS}
+    what, answers = _TASKS[texts["task"]]
     model: Table = {
         0: texts["id"],
-        1: f"Classifier of images, {texts['precision']}, of architecture {texts['arch']}, by natdeploy.",
+        1: f"{what}, {texts['precision']}, of architecture {texts['arch']}, by natdeploy.",
         2: json.loads(texts["versions"])["natdeploy"],
         3: [
             {
                 2: [{0: input.name, 1: _told(input, preprocessing), 3: content, 4: [normalisation]}],
-                3: [{0: output, 1: "Logits, one a class.", 3: {0: _FEATURE, 1: {}}, 6: [labels]}],
+                3: [{0: output, 1: answers, 3: {0: _FEATURE, 1: {}}, 6: [labels]}],
             }
         ],
         7: PARSER,
@@ -79,10 +87,11 @@ def with_labels(content: bytes, texts: Mapping[str, str]) -> bytes:
 
 def _told(input: TensorFacts, preprocessing: Preprocessing) -> str:
     """What goes in, in words."""
-    size = preprocessing.size_px
+    height, width = preprocessing.size
+    part = "square" if preprocessing.cut_px is None else f"part, {preprocessing.cut[1]}x{preprocessing.cut[0]},"
     if input.resized:
         return "An upright RGB photo; its centre square is cut out and resized in the file."
-    square = f"The centre square of an upright RGB photo, resized to {size}x{size} (bilinear, antialiased)"
+    square = f"The centre {part} of an upright RGB photo, resized to {width}x{height} (bilinear, antialiased)"
     if input.dtype == "uint8":
         return f"{square}; it is normalised in the file."
     return f"{square}, normalised{'' if input.layout == 'NHWC' else ', with the colours first: (1, 3, height, width)'}."

@@ -109,6 +109,7 @@ class PageData:
         standing: how far the run is; None is the same as finished.
         command_name: how the command line calls the run.
         unknown: why a part of what the page shows of other runs is missing; None where nothing is.
+        metric: of the run's task, by which nets are judged; an error is what it lacks to 1.
     """
 
     title: str
@@ -137,6 +138,7 @@ class PageData:
     standing: Standing | None = None
     command_name: str = "RUN"
     unknown: str | None = None
+    metric: str = "accuracy"
 
 
 def write_page(path: Path, data: PageData) -> None:
@@ -162,7 +164,7 @@ def render(data: PageData, *, served: bool = False) -> str:
 def _figures(data: PageData) -> dict[str, Figure]:
     figures = {}
     if any(latency_ms(net) is not None for net in data.nets):
-        figures["front"] = front_figure(data.nets, data.picks, data.latency_limit_ms)
+        figures["front"] = front_figure(data.nets, data.picks, data.latency_limit_ms, data.metric)
     if len(data.rounds) > 1:
         figures["history"] = history_figure(data.rounds)
     if (agreement := agreement_figure(data.nets)) is not None:
@@ -225,7 +227,7 @@ def _picks(data: PageData) -> Markup:
     for pick in data.picks:
         net = nets[pick.id]
         latency = latency_ms(net)
-        figures = [element("div", element("b", f"{percent(accuracy(net, kind))} %"), element("span", f"{kind} accuracy"))]
+        figures = [element("div", element("b", f"{percent(accuracy(net, kind))} %"), element("span", f"{kind} {data.metric}"))]
         if latency is not None:
             guessed = "estimated, not measured" if net.estimated else "predicted"
             how = guessed if net.measured_p50_ms is None else "p50, measured"
@@ -236,7 +238,7 @@ def _picks(data: PageData) -> Markup:
                 "div",
                 element("h2", pick.rule, element("a", net.id, href=f"#{anchor(net)}")),
                 element("div", *figures, class_="figures"),
-                element("p", _validated(net), class_="note") if kind == "test" else "",
+                element("p", _validated(net, data.metric), class_="note") if kind == "test" else "",
                 element("p", gain, class_="gain") if gain else "",
                 element("p", pick.reason, class_="note"),
                 class_="pick",
@@ -245,8 +247,8 @@ def _picks(data: PageData) -> Markup:
     return element("div", *cards, class_="picks")
 
 
-def _validated(net: NetRecord) -> str:
-    return f"validation accuracy {percent(net.validation_accuracy)} % in the search, before the front was trained on"
+def _validated(net: NetRecord, metric: str) -> str:
+    return f"validation {metric} {percent(net.validation_accuracy)} % in the search, before the front was trained on"
 
 
 def _gain(net: NetRecord, baseline: NetRecord, kind: AccuracyKind) -> str:
@@ -264,10 +266,11 @@ def _gain(net: NetRecord, baseline: NetRecord, kind: AccuracyKind) -> str:
 def _front_note(data: PageData) -> Markup:
     kind = accuracy_kind(data.nets)
     front = [net for net in data.nets if net.role == "front"]
-    sentences = [f"Accuracy is of the {kind} images; latency is of one image, the median of n runs (p50)."]
+    metric = f"{data.metric[0].upper()}{data.metric[1:]}"
+    sentences = [f"{metric} is of the {kind} images; latency is of one image, the median of n runs (p50)."]
     if not _finished(data):
         sentences = [
-            "Accuracy is of the validation images, with the weights by which a net was last judged. At the end the front is "
+            f"{metric} is of the validation images, with the weights by which a net was last judged. At the end the front is "
             "trained on, tested, and compared with the seed network. Latency is of one image.",
         ]
     if any(net.measured_p50_ms is None for net in data.nets):
@@ -292,8 +295,8 @@ def _nets(data: PageData) -> Markup:
     note = element(
         "p",
         "Fastest first. "
-        + ("Before: test accuracy before a net was tuned alone. " if _tuned(data) else "")
-        + "In runtime: test accuracy of the exported file in "
+        + (f"Before: test {data.metric} before a net was tuned alone. " if _tuned(data) else "")
+        + f"In runtime: test {data.metric} of the exported file in "
         "the target's runtime. p50, p90: latency, measured in so "
         "many runs. Off: prediction against p50. Parity: largest difference between the file's logits and torch's on real images, "
         "relative to the largest logit of the image."

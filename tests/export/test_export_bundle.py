@@ -72,7 +72,7 @@ def add(
         made.mkdir(exist_ok=True)
         path = made / format.file_name(precision)
         calibration = [image[None] for image in pictures(subnet, 8)[1]]
-        taken = input_facts("input", kind, subnet.arch.resolution, PHOTO if format.photos == "one" else None)
+        taken = input_facts("input", kind, subnet.input_shape[2:], PHOTO if format.photos == "one" else None)
         write(subnet, path, format, precision, input=taken, description=description, calibration=calibration)
         companions = format.runtime.companions(path)
         file = ModelFile(

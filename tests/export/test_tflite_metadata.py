@@ -36,7 +36,7 @@ def written(
         needs("tflite")
         subnet, path = make_subnet(1), tmp_path / "model.tflite"
         description = describe(subnet).model_copy(update={"licence": licence})
-        wanted = input_facts("input", kind, subnet.arch.resolution, (60, 90))
+        wanted = input_facts("input", kind, subnet.input_shape[2:], (60, 90))
         write(subnet, path, FORMATS["tflite"], "fp32", input=wanted, description=description, calibration=[])
         return path
 
