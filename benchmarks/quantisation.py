@@ -80,7 +80,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "one scale a layer": tflite.Int8(per_channel=False),
         "fused h-swish": tflite.Int8(fused_hswish=True),
         "fp32 h-swish": tflite.Int8(fused_hswish=True, kept=("HARD_SWISH",)),
-        "fp32 squeeze-excite": tflite.Int8(kept=("MUL", "MEAN")),
+        "fused h-swish, fp32 squeeze-excite": tflite.Int8(fused_hswish=True, kept=("MUL", "MEAN")),
         "fp32 classifier": tflite.Int8(kept=("FULLY_CONNECTED",)),
     },
 }
