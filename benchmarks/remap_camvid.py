@@ -83,7 +83,6 @@ class Bench:
             width=self.seed.arch.width,
             padding=self.padding,
             norm_eps=self.seed.norm_eps,
-            head=HEAD,
             generator=torch.Generator().manual_seed(chance),
         )
         if remapped:

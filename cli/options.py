@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from natdeploy.pipeline.config import HeadSettings
 
 Accelerator = Literal["auto", "cpu", "cuda"]
 Preset = Literal["quick", "paper", "thorough"]
 Strategy = Literal["evolution", "gradient", "random"]
+Task = Literal["classification", "segmentation"]
+HeadKind = Literal["lraspp", "deeplabv3"]
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `natdeploy search` wrote.")]
 Tables = Annotated[
@@ -42,6 +47,61 @@ def minutes(text: str) -> float:
     if match is None or unit is None or not float(match[1]):
         raise typer.BadParameter(f"{text!r} is no time; write it like 10min, 90s or 1.5h")
     return float(match[1]) * unit
+
+
+def aspect(text: str) -> float:
+    """Width to height of a text such as 4:3, 240x180 or 1.333."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(?:[:x](\d+(?:\.\d+)?))?", text.strip())
+    value = float(match[1]) / float(match[2] or 1) if match and float(match[2] or 1) else 0.0
+    if not value:
+        raise typer.BadParameter(f"{text!r} is no shape of images; write it like 4:3, 240x180 or 1.333")
+    return value
+
+
+Head = Annotated[
+    HeadKind | None,
+    typer.Option("--head", help="Head of a dense task.", show_default="a classifier; lraspp with --task segmentation"),
+]
+HeadChannels = Annotated[
+    int | None,
+    typer.Option("--head-channels", metavar="N", min=1, help="Of every branch of the head.", show_default="as published"),
+]
+OutputStride = Annotated[
+    int | None,
+    typer.Option(
+        "--output-stride",
+        metavar="N",
+        min=1,
+        help="By which the stages make the image smaller at most; later strides become dilations.",
+        show_default="16",
+    ),
+]
+Aspect = Annotated[
+    float | None,
+    typer.Option(
+        "--aspect",
+        metavar="W:H",
+        parser=aspect,
+        help="Width of a dense task's images to their height: 4:3, 240x180.",
+        show_default="a square",
+    ),
+]
+
+
+def head_settings(kind: HeadKind | None, channels: int | None, output_stride: int | None) -> dict[str, Any]:
+    """The settings of a head that are given, by their names in a configuration."""
+    given = {"kind": kind, "channels": channels, "output_stride": output_stride}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def dense_head(kind: HeadKind | None, channels: int | None, output_stride: int | None) -> HeadSettings | None:
+    """The head of a dense task; None of classification."""
+    from natdeploy.pipeline.config import HeadSettings
+
+    given = head_settings(kind, channels, output_stride)
+    if given and kind is None:
+        raise typer.BadParameter("--head-channels and --output-stride are of a head; name it with --head")
+    return HeadSettings.model_validate(given) if given else None
 
 
 Ray = Annotated[

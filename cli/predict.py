@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AllowEstimate, Json, Quiet, Table, Tables, Verbose
+from .options import AllowEstimate, Aspect, Head, HeadChannels, Json, OutputStride, Quiet, Table, Tables, Verbose, dense_head
 from .terminal import session, write_json
 
 
@@ -16,7 +16,11 @@ def predict(
     *,
     target: Annotated[str, typer.Option(metavar="TARGET", help="Device, optionally with a runtime: host/onnxruntime.")] = "host",
     space: Annotated[str, typer.Option(metavar="SPACE", help="Of the architectures: a name, or a .toml file.")] = "mbv2",
-    classes: Annotated[int, typer.Option(metavar="N", min=1, help="Outputs of the classifier.")] = 1000,
+    classes: Annotated[int, typer.Option(metavar="N", min=1, help="Outputs of the classifier, or of a dense head.")] = 1000,
+    head: Head = None,
+    head_channels: HeadChannels = None,
+    output_stride: OutputStride = None,
+    shape: Aspect = None,
     tables: Tables = None,
     table: Table = None,
     allow_estimate: AllowEstimate = False,
@@ -41,6 +45,8 @@ def predict(
             target,
             space=space,
             classes=classes,
+            head=dense_head(head, head_channels, output_stride),
+            aspect=shape or 1.0,
             tables=tables,
             table=table,
             allow_estimate=allow_estimate,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Json, NoProgress, Quiet, Tables, Verbose, minutes
+from .options import Aspect, Head, HeadChannels, Json, NoProgress, OutputStride, Quiet, Tables, Verbose, dense_head, minutes
 from .terminal import duration, session, write_json
 
 if TYPE_CHECKING:
@@ -31,7 +31,11 @@ def profile(
             metavar="FILE", help="Pretrained network whose width and channels the space is to have, as in a search from it."
         ),
     ] = None,
-    classes: Annotated[int, typer.Option(metavar="N", min=1, help="Outputs of the classifier.")] = 1000,
+    classes: Annotated[int, typer.Option(metavar="N", min=1, help="Outputs of the classifier, or of a dense head.")] = 1000,
+    head: Head = None,
+    head_channels: HeadChannels = None,
+    output_stride: OutputStride = None,
+    shape: Aspect = None,
     precision: Annotated[
         str | None, typer.Option(metavar="NAME", help="fp32, bf16, fp16 or int8.", show_default="the runtime's first")
     ] = None,
@@ -73,6 +77,8 @@ def profile(
             width=width,
             seed_weights=seed_weights,
             classes=classes,
+            head=dense_head(head, head_channels, output_stride),
+            aspect=shape or 1.0,
             tables=tables,
             precision=precision,
             threads=threads,

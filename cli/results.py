@@ -26,7 +26,7 @@ def show_report(result: ReportResult, *, as_json: bool) -> None:
     if result.standing:
         echo_wrapped(result.standing)
     if result.nets:
-        print_nets(result.nets, result.picks)
+        print_nets(result.nets, result.picks, result.metric)
     for pick in result.picks:
         echo_wrapped(f"{pick.rule:8} {pick.reason}", indent=9)
     typer.echo()
@@ -79,7 +79,7 @@ def _checked(file: FileRecord) -> str:
     return ", ".join(parts)
 
 
-def print_nets(nets: Sequence[NetRecord], picks: Sequence[Pick]) -> None:
+def print_nets(nets: Sequence[NetRecord], picks: Sequence[Pick], metric: str = "accuracy") -> None:
     from natdeploy.report import front_table
 
-    print_table(front_table(nets, picks))
+    print_table(front_table(nets, picks, metric))

@@ -11,7 +11,25 @@ import typer
 
 from natdeploy.errors import UsageError
 
-from .options import Accelerator, AllowEstimate, Json, NoProgress, Preset, Quiet, Ray, Strategy, Table, Tables, Verbose, Workers
+from .options import (
+    Accelerator,
+    AllowEstimate,
+    Head,
+    HeadChannels,
+    Json,
+    NoProgress,
+    OutputStride,
+    Preset,
+    Quiet,
+    Ray,
+    Strategy,
+    Table,
+    Tables,
+    Task,
+    Verbose,
+    Workers,
+    head_settings,
+)
 from .options import minutes as minutes_of
 from .results import show_report
 from .terminal import session, write_json
@@ -31,9 +49,14 @@ def search(
         Path | None,
         typer.Option(
             metavar="DIR|NAME",
-            help="Image folder: train/ and test/, or one flat folder of classes. Or a data set's name: cifar10, flowers102, ...",
+            help="Image folder: train/ and test/, or one flat folder of classes. Or a data set's name: cifar10, flowers102, ... "
+            "For segmentation: images/ and masks/, or CamVid's or Cityscapes' folder.",
         ),
     ] = None,
+    task: Annotated[Task, typer.Option(help="What is learned.")] = "classification",
+    head: Head = None,
+    head_channels: HeadChannels = None,
+    output_stride: OutputStride = None,
     data_root: Annotated[
         Path | None,
         typer.Option(
@@ -123,7 +146,8 @@ def search(
           --constraint "latency<=1.5ms" --out runs/flowers
     """
     with session(as_json=as_json, verbose=verbose, quiet=quiet, no_progress=no_progress):
-        wanted = read_config(config, {name: value for name, value in context.params.items() if _is_given(context, name)})
+        given = {name: value for name, value in context.params.items() if name != "head" and _is_given(context, name)}
+        wanted = read_config(config, given, head=head_settings(head, head_channels, output_stride))
     with session(as_json=as_json, verbose=verbose, quiet=quiet, no_progress=no_progress, run=wanted.out) as progress:
         from natdeploy import pipeline
 
@@ -146,12 +170,13 @@ def _is_given(context: typer.Context, option: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def read_config(path: Path | None, options: Mapping[str, Any]) -> SearchConfig:
+def read_config(path: Path | None, options: Mapping[str, Any], head: Mapping[str, Any] | None = None) -> SearchConfig:
     """The settings of a file, if there is one, with the options of the command line over them.
 
     Args:
         path: TOML, its keys the fields of SearchConfig; paths in it are relative to the working directory.
         options: by the same names; others are left aside.
+        head: settings of the table of that name that the command line gives.
 
     Raises:
         UsageError: the file cannot be read, or a setting is unknown, missing or impossible.
@@ -162,6 +187,8 @@ def read_config(path: Path | None, options: Mapping[str, Any]) -> SearchConfig:
 
     settings = {} if path is None else _read_toml(path)
     settings |= {name: value for name, value in options.items() if name in SearchConfig.model_fields}
+    if head:
+        settings["head"] = {**settings.get("head", {}), **head}
     if "data" not in settings:
         raise UsageError("no images are given; name their folder with --data")
     settings.setdefault("out", Path("runs") / Path(settings["data"]).resolve().name)

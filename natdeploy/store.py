@@ -27,7 +27,7 @@ from natdeploy.toml import toml_text
 if TYPE_CHECKING:  # a report needs no torch, which takes seconds to import
     from torch import Tensor
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 _FAILURES = """CREATE TABLE failures (
     step INTEGER NOT NULL, arch TEXT NOT NULL, whole INTEGER NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (step, arch, whole)
@@ -46,7 +46,7 @@ CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE timings (stage TEXT PRIMARY KEY, seconds REAL NOT NULL) STRICT;
 CREATE TABLE evaluations (
     step INTEGER NOT NULL, arch TEXT NOT NULL, correct INTEGER NOT NULL, total INTEGER NOT NULL, loss REAL NOT NULL,
-    seconds REAL NOT NULL, whole INTEGER NOT NULL, PRIMARY KEY (step, arch, whole)
+    seconds REAL NOT NULL, whole INTEGER NOT NULL, metric REAL, PRIMARY KEY (step, arch, whole)
 ) STRICT;
 {_FAILURES};
 CREATE TABLE rounds (round INTEGER PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -97,10 +97,12 @@ _MIGRATIONS = {
             FROM old ORDER BY rowid""",
         "DROP TABLE old",
     ),
+    6: ("ALTER TABLE evaluations ADD COLUMN metric REAL",),
 }
 """From each earlier version to the next. In runs of version 1 no latency was an estimate; in those of version 2 every evaluation
 saw all validation images, and no net was tuned alone; those of version 3 had ONNX files in fp32 only;
-in those of version 4 the target decided the precision; those of version 5 wrote 0 for a size that was not known."""
+in those of version 4 the target decided the precision; those of version 5 wrote 0 for a size that was not known;
+those of version 6 had one metric, the share of images that are right."""
 _DATABASE, _LOCK = "run.sqlite", "run.lock"
 _ATTEMPTS, _PAUSE_S = 4, 0.03
 _RESTORE = "restore it from a copy, or start a new run in another folder"
@@ -114,11 +116,12 @@ class Evaluation:
     Attributes:
         step: state of the supernet it was tried with; the search numbers them.
         arch: its text.
-        correct: images it got right.
+        correct: images it got right; where that is not what the task counts, as many as would be the same share.
         total: images it saw.
         loss: mean over the images.
         seconds: that it took.
         whole: it saw all validation images, not a part of them.
+        metric: of the task, 0 to 1; None where it is the share of images it got right.
     """
 
     step: int
@@ -128,16 +131,19 @@ class Evaluation:
     loss: float
     seconds: float
     whole: bool = True
+    metric: float | None = None
 
     @property
     def accuracy(self) -> float:
-        """0 to 1."""
-        return self.correct / self.total
+        """The task's metric, 0 to 1: accuracy of classification, mean intersection over union of segmentation."""
+        return self.correct / self.total if self.metric is None else self.metric
 
 
 @dataclass(frozen=True)
 class NetRecord:
-    """A network that came out of the run. Accuracies are 0 to 1; what has not been found out yet is None.
+    """A network that came out of the run. What has not been found out yet is None.
+
+    An accuracy is the metric of the run's task, 0 to 1: of segmentation the mean intersection over union.
 
     Attributes:
         arch: its text.
@@ -183,7 +189,9 @@ class NetRecord:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A network of the run as a file, checked in the runtime that will run it. Accuracies are 0 to 1; None is not known.
+    """A network of the run as a file, checked in the runtime that will run it. None is not known.
+
+    An accuracy is the metric of the run's task, 0 to 1: of segmentation the mean intersection over union.
 
     Attributes:
         role: of the network.
@@ -194,7 +202,7 @@ class FileRecord:
         size_mb: of it and all that belongs to it, in 10^6 bytes.
         validation_accuracy: in its runtime, on the images by which it is judged.
         test_accuracy: in its runtime, on the test images.
-        agreement: share of validation images that it puts into the same class as torch.
+        agreement: share of validation images, or of their pixels, that it puts into the same class as torch.
         max_rel: largest difference of a logit from torch's, relative to the largest logit of its image.
         refused: why it is not to be used, and was not kept; None where it passed.
     """
@@ -626,7 +634,8 @@ def _new_database(facts: Mapping[str, Any]) -> bytes:
 
 
 def _evaluation(row: tuple[Any, ...]) -> Evaluation:
-    return replace(Evaluation(*row), whole=bool(row[-1]))
+    evaluation = Evaluation(*row)
+    return replace(evaluation, whole=bool(evaluation.whole))
 
 
 def _net(row: tuple[Any, ...]) -> NetRecord:

@@ -18,7 +18,7 @@ ROOMS = {
     "space": set(),
     "runtimes": set(),
     "supernet": {"space"},
-    "tasks": {"supernet"},
+    "tasks": {"supernet", "space"},
     "training": {"tasks", "supernet", "space"},
     "distributed": {"training", "tasks", "supernet", "space"},
     "hardware": {"runtimes"},

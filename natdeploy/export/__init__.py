@@ -2,7 +2,7 @@
 
 from natdeploy.export.bundle import METADATA, add_file, read_bundle, record_latency, remove_file, sha256, size_mb
 from natdeploy.export.card import model_card
-from natdeploy.export.check import PARITY_LIMIT, Array, Batch, Parity, compare, plain_input, run_images
+from natdeploy.export.check import PARITY_LIMIT, Array, Batch, Parity, compare, plain_input, run_images, together
 from natdeploy.export.facts import Description, Latency, Metadata, ModelFile, Preprocessing, Quantisation, TensorFacts
 from natdeploy.export.formats import FORMATS, PRECISIONS, Format, check_photos, check_precision, get_format, quantisation, write
 from natdeploy.export.inputs import INPUT_KINDS, InputKind, PhotoSize, as_input, input_facts, parse_photo_size
@@ -46,5 +46,6 @@ __all__ = [
     "run_images",
     "sha256",
     "size_mb",
+    "together",
     "write",
 ]

@@ -38,7 +38,8 @@ def add_file(folder: Path, metadata: Metadata, file: ModelFile, made: Path) -> M
     others = [each for each in metadata.files if each.name != file.name]
     metadata = metadata.model_copy(update={"files": tuple(sorted([*others, file], key=_place))})
     alike = [each for each in metadata.files if each.format == file.format]
-    write_atomic(folder / script_name(file.format), script(alike[0]).encode())
+    what = metadata.description
+    write_atomic(folder / script_name(file.format, what), script(alike[0], what).encode())
     if file.format == "tensorrt":
         write_atomic(folder / BUILD, build_script(alike).encode())
     write_metadata(folder, metadata)

@@ -12,19 +12,19 @@ from natdeploy.export.scripts import script_name
 _CARD = """---
 library_name: {library}
 license: {licence}
-pipeline_tag: image-classification
+pipeline_tag: {pipeline}
 tags: [{tags}]
-metrics: [accuracy]
+metrics: [{metric_tag}]
 ---
 # {id}
 
-An image classifier for {classes} classes at {size} px, {origin} by natdeploy.
+{what} for {classes} classes at {size} px, {origin} by natdeploy.
 
-| device | runtime | precision | p50 | p90 | accuracy | size |
+| device | runtime | precision | p50 | p90 | {metric} | size |
 |---|---|---|---|---|---|---|
 {rows}
 
-Latency is of one image on one device, measured where it does not say otherwise; accuracy is that of the file in its runtime, on
+Latency is of one image on one device, measured where it does not say otherwise; {metric} is that of the file in its runtime, on
 test images.{slower}
 
 | | |
@@ -41,13 +41,20 @@ In the order of the outputs: {labels}.
 """
 
 
+_TASKS = {
+    "classification": ("An image classifier", "image-classification"),
+    "segmentation": ("A network that tells what every pixel shows,", "image-segmentation"),
+}
+"""What a network is called, and how model hubs file it."""
+
+
 def model_card(metadata: Metadata) -> str:
     """The card of a bundle."""
     what = metadata.description
     about = [
         ("architecture", f"`{what.arch}`, of space {what.space}"),
         ("size", f"{what.params / 1e6:.2f} M parameters, {what.macs / 1e6:.1f} M multiply-accumulates"),
-        ("accuracy in torch", _accuracy(metadata)),
+        (f"{what.metric} in torch", _accuracy(metadata)),
         *((f"`{file.name}`", _file(file)) for file in metadata.files),
         ("pretrained weights", f"{_plain(what.seed)}, sha256 `{what.seed_sha256}`"),
         ("their licence", "not stated" if what.licence is None else _plain(what.licence)),
@@ -62,13 +69,23 @@ def model_card(metadata: Metadata) -> str:
         tags=", ".join(["natdeploy", *formats]),
         origin="exported" if what.random_seed is None else "searched and adapted",
         classes=len(what.labels),
-        size=what.preprocessing.size_px,
+        size=_size(what.preprocessing.size),
+        what=_TASKS[what.task][0],
+        pipeline=_TASKS[what.task][1],
+        metric=what.metric,
+        metric_tag=what.metric.lower().replace(" ", "_"),
         rows="\n".join(_rows(metadata)),
         slower="".join(f" {sentence}" for sentence in _slower(metadata)),
         table="\n".join(f"| {name} | {value} |" for name, value in about),
-        use="\n".join(f"    python {script_name(each)} photo.jpg" for each in formats),
+        use="\n".join(f"    python {script_name(each, what)} photo.jpg" for each in formats),
         labels=", ".join(map(_plain, what.labels)),
     )
+
+
+def _size(size: tuple[int, int]) -> str:
+    """Of an input: `160`, or width and height of a rectangle, as photos are measured."""
+    height, width = size
+    return str(height) if height == width else f"{width} x {height}"
 
 
 def _rows(metadata: Metadata) -> Iterable[str]:

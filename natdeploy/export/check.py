@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Batch = tuple[Tensor, Tensor]
-"""Images (b, 3, r, r) fp32, as the network takes them, and labels (b,)."""
+Batch = tuple[Tensor, Any]
+"""Images (b, 3, h, w) fp32, as the network takes them, or its logits, (b, classes) or (b, classes, h, w); and what these are
+compared with: labels (b,) of images, or whatever else a task has."""
 
 PARITY_LIMIT = 1e-4
 """In fp32, relative to the largest logit of an image. Other orders of summation come to 1e-6 or 1e-5; more is a fault."""
@@ -29,7 +30,7 @@ class Parity:
     Attributes:
         max_abs: largest absolute difference of any logit.
         max_rel: largest difference of any logit, relative to the largest absolute logit of its image.
-        top1_agreement: share of the images that both put into the same class, 0..1.
+        top1_agreement: share of the images, or of their pixels, that both put into the same class, 0..1.
         n: images.
     """
 
@@ -39,12 +40,12 @@ class Parity:
     n: int
 
 
-def run_images(run: Run, batches: Iterable[tuple[Iterable[_Image], Tensor]], prepare: Callable[[_Image], Array]) -> Iterator[Batch]:
-    """Logits (b, classes) fp32 and labels (b,) of batches, image by image, as on a device.
+def run_images(run: Run, batches: Iterable[tuple[Iterable[_Image], Any]], prepare: Callable[[_Image], Array]) -> Iterator[Batch]:
+    """Logits fp32 and labels of batches, image by image, as on a device.
 
     Args:
         run: of a loaded file.
-        batches: of images, prepared ones (3, r, r) or photos.
+        batches: of images, prepared ones (3, h, w) or photos.
         prepare: makes the file's input of an image.
     """
     for images, labels in batches:
@@ -53,19 +54,32 @@ def run_images(run: Run, batches: Iterable[tuple[Iterable[_Image], Tensor]], pre
 
 
 def plain_input(image: Tensor) -> Array:
-    """An image (3, r, r) as the input of a file that takes what the network takes, (1, 3, r, r)."""
+    """An image (3, h, w) as the input of a file that takes what the network takes, (1, 3, h, w)."""
     return np.ascontiguousarray(image.cpu().numpy()[None])
 
 
 def compare(actual: Tensor, expected: Tensor) -> Parity:
-    """Compares logits (n, classes) of the same images; a difference from what is no number is infinite.
+    """Compares logits (n, classes, ...) of the same images; a difference from what is no number is infinite.
 
     Raises:
         ValueError: there are no images.
     """
     if not len(expected):
         raise ValueError("parity needs images")
-    difference = torch.nan_to_num((actual - expected).abs(), nan=torch.inf).amax(dim=1)
-    relative = torch.nan_to_num(difference / expected.abs().amax(dim=1), nan=torch.inf, posinf=torch.inf)
+    difference = torch.nan_to_num((actual - expected).abs(), nan=torch.inf).flatten(1).amax(dim=1)
+    relative = torch.nan_to_num(difference / expected.abs().flatten(1).amax(dim=1), nan=torch.inf, posinf=torch.inf)
     agreement = (actual.argmax(dim=1) == expected.argmax(dim=1)).double().mean()
     return Parity(float(difference.max()), float(relative.max()), float(agreement), len(expected))
+
+
+def together(parities: Sequence[Parity]) -> Parity:
+    """That of all images, from those of one part of them each.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not parities:
+        raise ValueError("parity needs images")
+    count = sum(each.n for each in parities)
+    agreement = sum(each.n * each.top1_agreement for each in parities) / count
+    return Parity(max(each.max_abs for each in parities), max(each.max_rel for each in parities), agreement, count)

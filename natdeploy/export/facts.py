@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from natdeploy.export.check import Parity
 
@@ -17,22 +17,49 @@ class _Facts(BaseModel):
 
 
 class Preprocessing(_Facts):
-    """From a photo to the network's input: upright, RGB, its centre square at `square_px`, resized to `size_px` (both bilinear with
-    antialiasing), scaled to 0..1, minus `mean`, divided by `std`.
+    """From a photo to the network's input: upright, RGB, its centre cut out at `square_px` or `cut_px`, resized to `size_px` or
+    `input_px` (both bilinear with antialiasing), scaled to 0..1, minus `mean`, divided by `std`.
 
     Attributes:
-        square_px: side at which the square was cut out of the photo, as for the training images.
-        size_px: side of the input.
+        square_px: side at which a square was cut out of the photo, as for the training images; None where it is no square.
+        size_px: side of the input; likewise.
         mean: of each colour.
         std: of each colour.
+        cut_px: height and width in the place of `square_px`; None of a square.
+        input_px: height and width in the place of `size_px`; None of a square.
     """
 
-    square_px: int
-    size_px: int
+    square_px: int | None = None
+    size_px: int | None = None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     colours: Literal["RGB"] = "RGB"
     value_range: Literal["0..1"] = "0..1"
+    cut_px: tuple[int, int] | None = None
+    input_px: tuple[int, int] | None = None
+
+    @model_validator(mode="after")
+    def _is_told_once(self) -> Preprocessing:
+        if (self.square_px is None) == (self.cut_px is None) or (self.size_px is None) == (self.input_px is None):
+            raise ValueError("it needs square_px and size_px, or cut_px and input_px")
+        return self
+
+    @property
+    def cut(self) -> tuple[int, int]:
+        """Height and width at which the centre is cut out of the photo."""
+        return _both(self.square_px, self.cut_px)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the input."""
+        return _both(self.size_px, self.input_px)
+
+
+def _both(side: int | None, sides: tuple[int, int] | None) -> tuple[int, int]:
+    if sides is not None:
+        return sides
+    assert side is not None, "a model says one of the two"
+    return side, side
 
 
 class Description(_Facts):
@@ -52,6 +79,9 @@ class Description(_Facts):
         data_fingerprint: sha256 over names and sizes of the images it was adapted to; None where it was adapted to none.
         random_seed: of the search; None without one.
         versions: of natdeploy and torch, which computed the weights.
+        task: what it does with an image.
+        metric: by which it is judged, where the facts say accuracy: `accuracy`, `mean IoU`.
+        palette: colour (R, G, B) that stands for each label in a drawn mask; None where none is drawn.
     """
 
     arch: str
@@ -67,6 +97,9 @@ class Description(_Facts):
     data_fingerprint: str | None = None
     random_seed: int | None = None
     versions: dict[str, str]
+    task: Literal["classification", "segmentation"] = "classification"
+    metric: str = "accuracy"
+    palette: tuple[tuple[int, int, int], ...] | None = None
 
     def same_net(self, other: Description) -> bool:
         """Whether the other describes the same architecture with the same weights; versions of tools may differ."""
@@ -133,12 +166,12 @@ class ModelFile(_Facts):
         size_mb: of all of them, megabytes of 10^6 bytes.
         opset: of its ONNX operators; None in other formats.
         input: an image.
-        output: logits.
+        output: logits, of the image or of each of its pixels.
         quantisation: of an int8 file.
         checked_in: runtime and version in which the following was found.
-        validation_accuracy: on all validation images.
-        drop: points of validation accuracy that torch, in fp32, has more.
-        test_accuracy: on all test images, which decide nothing.
+        validation_accuracy: the task's metric (`Description.metric`) on all validation images.
+        drop: points of it that torch, in fp32, has more.
+        test_accuracy: the same metric on all test images, which decide nothing.
         parity: with torch, on the validation images; where the file resizes them, with torch on photos that torch resized.
         trained_agreement: of a file that resizes: share of the validation images that it puts into the class that torch finds in
             what training saw, which Pillow had resized; None of others, and where there are no images.
@@ -184,7 +217,8 @@ class Metadata(_Facts):
 
     Attributes:
         description: what it is.
-        validation_accuracy: in torch, fp32, of the weights in the files; the images may have been learned from at the end.
+        validation_accuracy: the task's metric in torch, fp32, of the weights in the files; the images may have been learned from at
+            the end.
         test_accuracy: in torch, fp32, on images that were never looked at before.
         files: of the network.
         latencies: one a target.

@@ -129,13 +129,13 @@ def write(
         precision: of PRECISIONS.
         input: that it takes.
         description: is written into the file.
-        calibration: images (1, 3, r, r) fp32 that int8 learns its ranges from; of no use to the others.
+        calibration: images (1, 3, h, w) fp32 that int8 learns its ranges from; of no use to the others.
 
     Raises:
         MissingRuntimeError: a library is missing that it takes to write it.
     """
     module = copy.deepcopy(subnet).cpu().eval()
-    example = torch.zeros(1, 3, subnet.arch.resolution, subnet.arch.resolution)
+    example = torch.zeros(subnet.input_shape)
     try:
         format.runtime.convert(
             module, example, path, precision=precision, dynamic_size=False, calibration=calibration if precision == "int8" else None

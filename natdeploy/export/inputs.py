@@ -13,8 +13,8 @@ from natdeploy.export.check import Array
 from natdeploy.export.facts import Preprocessing, TensorFacts
 
 InputKind = Literal["nchw", "nhwc", "image", "photo"]
-"""`nchw` and `nhwc` want prepared floats, (1, 3, r, r) as torch has them or (1, r, r, 3); `image` wants the pixels themselves,
-bytes (1, r, r, 3), and scales and normalises them inside; `photo` wants the bytes of a photo, (1, height, width, 3), and cuts out
+"""`nchw` and `nhwc` want prepared floats, (1, 3, h, w) as torch has them or (1, h, w, 3); `image` wants the pixels themselves,
+bytes (1, h, w, 3), and scales and normalises them inside; `photo` wants the bytes of a photo, (1, height, width, 3), and cuts out
 its centre square and resizes it as well."""
 INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
 
@@ -34,18 +34,18 @@ def parse_photo_size(text: str) -> PhotoSize:
     return int(found[1]), int(found[2])
 
 
-def input_facts(name: str, kind: InputKind, resolution: int, photo_size: PhotoSize | None = None) -> TensorFacts:
-    """The input of a file of a kind, for images of `resolution` px, or photos of one size or, by default, of any."""
+def input_facts(name: str, kind: InputKind, size: tuple[int, int], photo_size: PhotoSize | None = None) -> TensorFacts:
+    """The input of a file of a kind, for images of a size (height, width), px, or photos of one size or, by default, of any."""
     if kind == "photo":
         return TensorFacts(name=name, shape=(1, *(photo_size or (None, None)), 3), dtype="uint8", layout="NHWC", resized=True)
-    shape = (1, 3, resolution, resolution) if kind == "nchw" else (1, resolution, resolution, 3)
+    shape = (1, 3, *size) if kind == "nchw" else (1, *size, 3)
     return TensorFacts(
         name=name, shape=shape, dtype="uint8" if kind == "image" else "float32", layout="NCHW" if kind == "nchw" else "NHWC"
     )
 
 
 def as_input(image: Tensor, wanted: TensorFacts, preprocessing: Preprocessing) -> Array:
-    """An image as the network takes it, (3, r, r) fp32, as the input that a file wants; its bytes are found again.
+    """An image as the network takes it, (3, h, w) fp32, as the input that a file wants; its bytes are found again.
 
     Raises:
         ValueError: the file wants a photo, which an image does not tell.

@@ -15,9 +15,9 @@ from natdeploy.export.facts import Preprocessing, TensorFacts
 
 _PREPARED = "prepared"
 
-_FROM_FLOATS = "prepare (float[1, {size}, {size}, 3] {name}) => (float[1, 3, {size}, {size}] prepared) {{ {transpose} }}"
+_FROM_FLOATS = "prepare (float[1, {height}, {width}, 3] {name}) => (float[1, 3, {height}, {width}] prepared) {{ {transpose} }}"
 
-_FROM_BYTES = """prepare (uint8[1, {size}, {size}, 3] {name}) => (float[1, 3, {size}, {size}] prepared) {{
+_FROM_BYTES = """prepare (uint8[1, {height}, {width}, 3] {name}) => (float[1, 3, {height}, {width}] prepared) {{
     floats = Cast <to = 1> ({name})
     scaled = Mul (floats, scale)
     normalised = Sub (scaled, shift)
@@ -82,10 +82,11 @@ def opset(path: Path) -> int:
 
 def preparation(input: TensorFacts, preprocessing: Preprocessing) -> onnx.GraphProto:
     """What makes (1, 3, r, r) fp32 of an input with the colours last, in operators of opset 17; none has the photo's size."""
-    size, square, name = preprocessing.size_px, preprocessing.square_px, input.name
+    name, (height, width) = input.name, preprocessing.size
     mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
     normalising = {"scale": (1 / (255 * std)).astype(np.float32), "shift": (mean / std).astype(np.float32)}
     if input.resized:
+        square, size = preprocessing.cut[0], height  # photos are resized to squares alone
         text = _FROM_PHOTO.format(name=name, size=size)
         constants = {
             **{name: values.reshape(3, 1, 1) for name, values in normalising.items()},
@@ -97,10 +98,10 @@ def preparation(input: TensorFacts, preprocessing: Preprocessing) -> onnx.GraphP
             "second": photos.second_taps(preprocessing),
         }
     elif input.dtype == "uint8":
-        text = _FROM_BYTES.format(name=name, size=size, transpose=_TRANSPOSE.format(at="normalised"))
+        text = _FROM_BYTES.format(name=name, height=height, width=width, transpose=_TRANSPOSE.format(at="normalised"))
         constants = normalising
     else:
-        text = _FROM_FLOATS.format(name=name, size=size, transpose=_TRANSPOSE.format(at=name))
+        text = _FROM_FLOATS.format(name=name, height=height, width=width, transpose=_TRANSPOSE.format(at=name))
         constants = {}
     graph = onnx.parser.parse_graph(text)
     graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in constants.items())

@@ -41,16 +41,16 @@ def prepared(photo: Array, preprocessing: Preprocessing) -> Tensor:
     """
     top, left, side = centre_square(*photo.shape[:2])
     square = torch.from_numpy(np.ascontiguousarray(photo[top : top + side, left : left + side])).permute(2, 0, 1)[None].float()
-    for size in (preprocessing.square_px, preprocessing.size_px):
-        square = interpolate(square, size=(size, size), mode="bilinear", antialias=True)
+    for size in (preprocessing.cut, preprocessing.size):
+        square = interpolate(square, size=size, mode="bilinear", antialias=True)
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (preprocessing.mean, preprocessing.std))
     return (square[0] / 255 - mean) / std
 
 
 def taps(side: int, preprocessing: Preprocessing) -> Array:
     """What rows of the input are made of, (r, side) fp32: weights of the rows of a centre square of that side."""
-    first = _taps(side, preprocessing.square_px)
-    return (_taps(preprocessing.square_px, preprocessing.size_px) @ first).astype(np.float32)
+    first = _taps(side, preprocessing.cut[0])
+    return (_taps(preprocessing.cut[0], preprocessing.size[0]) @ first).astype(np.float32)
 
 
 def centres(size: int) -> Floats:
@@ -69,4 +69,4 @@ def _taps(old: int, new: int) -> Floats:
 
 def second_taps(preprocessing: Preprocessing) -> Array:
     """The later of the two steps alone, (r, square) fp32: it does not depend on the photo."""
-    return _taps(preprocessing.square_px, preprocessing.size_px).astype(np.float32)
+    return _taps(preprocessing.cut[0], preprocessing.size[0]).astype(np.float32)

@@ -1,12 +1,12 @@
-"""Programs that come with a network: each needs its runtime, numpy and Pillow, and prints the class of a photo."""
+"""Programs that come with a network: each needs its runtime, numpy and Pillow, and tells a photo's class, or draws its mask."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from natdeploy.export.facts import ModelFile
+from natdeploy.export.facts import Description, ModelFile, Preprocessing
 
-_SCRIPT = '''"""Prints the class of a photo: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow.
+_CLASSIFY = '''"""Prints the class of a photo: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow.
 
 MODEL is {model}, or another file of this folder that takes the same input.
 """
@@ -23,6 +23,35 @@ photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
 {run}
 print(facts["labels"][int(np.argmax(logits))])
 '''
+
+_SEGMENT = '''"""Draws onto a photo what its pixels show: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow.
+
+MODEL is {model}, or another file of this folder that takes the same input. Writes PHOTO_mask.png into the working directory, and
+prints the share of every class that is there.
+"""
+import json, pathlib, sys
+import numpy as np
+{imports}
+from PIL import Image, ImageOps
+
+here = pathlib.Path(__file__).parent
+facts = json.loads((here / "metadata.json").read_text("utf-8"))["description"]
+model = str(here / (sys.argv[2] if sys.argv[2:] else "{model}"))
+photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
+{prepare}
+{run}
+mask = np.argmax(logits[0], axis=0)
+colours = Image.fromarray(np.array(facts["palette"], np.uint8)[mask]).resize(photo.size, Image.Resampling.NEAREST)
+drawn = pathlib.Path(sys.argv[1]).stem + "_mask.png"
+Image.blend(photo, colours, 0.5).save(drawn)
+for label, count in zip(facts["labels"], np.bincount(mask.ravel(), minlength=len(facts["labels"]))):
+    if count:
+        print(f"{{100 * count / mask.size:5.1f}} % {{label}}")
+print(drawn)
+'''
+
+_TASKS = {"classification": ("classify", _CLASSIFY), "segmentation": ("segment", _SEGMENT)}
+"""Beginning of a program's name, and its text."""
 
 _RUNTIMES = {
     "onnx": (
@@ -51,29 +80,32 @@ _RUNTIMES = {
 _RESIZED = """how = facts["preprocessing"]
 photo = ImageOps.fit(photo, (how["square_px"],) * 2, Image.Resampling.BILINEAR)
 x = np.asarray(photo.resize((how["size_px"],) * 2, Image.Resampling.BILINEAR))[None]"""
+_RECTANGULAR = """how = facts["preprocessing"]
+photo = ImageOps.fit(photo, how["cut_px"][::-1], Image.Resampling.BILINEAR)
+x = np.asarray(photo.resize(how["input_px"][::-1], Image.Resampling.BILINEAR))[None]"""
 _NORMALISED = """x = ((x / 255 - how["mean"]) / how["std"]).astype(np.float32)"""
 
 
-def script_name(format: str) -> str:
-    """Of the program for a format."""
-    return f"classify_{format}.py"
+def script_name(format: str, description: Description) -> str:
+    """Of the program for a format, of what is described."""
+    return f"{_TASKS[description.task][0]}_{format}.py"
 
 
-def script(file: ModelFile) -> str:
-    """The program that runs a file, or another of its format that takes the same input."""
+def script(file: ModelFile, description: Description) -> str:
+    """The program that runs a file of what is described, or another of its format that takes the same input."""
     packages, imports, run = _RUNTIMES[file.format]
-    return _SCRIPT.format(
-        name=script_name(file.format), packages=packages, imports=imports, prepare=_prepare(file), run=run, model=file.name
-    )
+    name, text = script_name(file.format, description), _TASKS[description.task][1]
+    prepare = _prepare(file, description.preprocessing)
+    return text.format(name=name, packages=packages, imports=imports, prepare=prepare, run=run, model=file.name)
 
 
-def _prepare(file: ModelFile) -> str:
+def _prepare(file: ModelFile, preprocessing: Preprocessing) -> str:
     """What is left to do to a photo for the file's input."""
     if file.input.resized:
         size = file.input.photo_size
         fitted = "photo" if size is None else f"ImageOps.fit(photo, ({size[1]}, {size[0]}), Image.Resampling.BILINEAR)"
         return f"x = np.asarray({fitted})[None]"
-    lines = [_RESIZED]
+    lines = [_RESIZED if preprocessing.cut_px is None else _RECTANGULAR]
     if file.input.dtype == "float32":
         lines.append(_NORMALISED)
     if file.input.layout == "NCHW":

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from natdeploy.errors import NatdeployError
+from natdeploy.export import tflite_metadata
 from natdeploy.export.check import Array
 from natdeploy.export.facts import Preprocessing, TensorFacts
 from natdeploy.export.photos import centre_square, taps
+from natdeploy.runtimes.ort import OUTPUT
 from natdeploy.runtimes.tflite_writer import Bytes, pack, unpack
 
 METADATA = "natdeploy"
@@ -21,7 +23,7 @@ _MOVES = ("SLICE", "TRANSPOSE")
 
 
 def finish(path: Path, input: TensorFacts, preprocessing: Preprocessing, texts: Mapping[str, str]) -> None:
-    """Gives a file with one input (1, 3, r, r) fp32 another input, and texts as metadata named METADATA, in place.
+    """Gives a file with one input (1, 3, r, r) fp32 another input, texts as metadata named METADATA, and TFLite's own, in place.
 
     Raises:
         NatdeployError: the input is not transposed as in the product's own files.
@@ -33,11 +35,14 @@ def finish(path: Path, input: TensorFacts, preprocessing: Preprocessing, texts: 
         _take_channels_last(model, path)
     if input.dtype == "uint8":
         _take_bytes(model, input, preprocessing)
-    entry = schema.MetadataT()
-    entry.name, entry.buffer = METADATA, len(model.buffers)
-    model.buffers.append(Bytes(json.dumps(dict(texts), ensure_ascii=False).encode()))
-    model.metadata = [*(model.metadata or ()), entry]
-    path.write_bytes(pack(model))
+    own = json.dumps(dict(texts), ensure_ascii=False).encode()
+    standard = tflite_metadata.describe(input, OUTPUT, preprocessing, texts)
+    for name, content in ((METADATA, own), (tflite_metadata.ENTRY, standard)):
+        entry = schema.MetadataT()
+        entry.name, entry.buffer = name, len(model.buffers)
+        model.buffers.append(Bytes(content))
+        model.metadata = [*(model.metadata or ()), entry]
+    path.write_bytes(tflite_metadata.with_labels(pack(model), texts))
 
 
 def read_texts(path: Path) -> dict[str, str]:
@@ -81,14 +86,13 @@ def _take_bytes(model: Any, input: TensorFacts, preprocessing: Preprocessing) ->
 
     (graph,) = model.subgraphs
     (old,) = graph.inputs
-    size = preprocessing.size_px
     assert input.sizes is not None
     before = _Before(model)
     image = before.tensor("image", schema.TensorType.UINT8, list(input.sizes))
     floats = before.made("CAST", [image], list(input.sizes)) if not input.resized else before.resized(image, preprocessing)
     mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
     scale, shift = (before.constant(values.astype(np.float32)) for values in (1 / (255 * std), mean / std))
-    scaled = before.made("MUL", [floats, scale], [1, size, size, 3])
+    scaled = before.made("MUL", [floats, scale], [1, *preprocessing.size, 3])
     before.operator("SUB", [scaled, shift], old)
     graph.operators[:0] = before.operators
     graph.tensors[image].name, graph.tensors[old].name = graph.tensors[old].name, "preprocessing/normalised"
@@ -161,7 +165,7 @@ class _Before:
         The products of natdeploy.export.photos, as fully connected layers, which have the weights of this one size of photos. They
         work on the last axis, so that the columns come to lie there first and the rows after them.
         """
-        size = preprocessing.size_px
+        size, _ = preprocessing.size
         top, left, side = centre_square(*self._model.subgraphs[0].tensors[image].shape[1:3])
         begin, extent = (self.constant(np.array(each, np.int32)) for each in ([0, top, left, 0], [1, side, side, 3]))
         square = self.made("SLICE", [image, begin, extent], [1, side, side, 3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from natdeploy.errors import UsageError
 from natdeploy.space import Block
 from natdeploy.space.blocks import ACTIVATIONS, KINDS
+from natdeploy.space.dense import dense_cost
 
 Floats = npt.NDArray[np.float64]
 
@@ -29,7 +31,8 @@ _LINEAR = frozenset({"mix", "classifier"})
 
 _DEFAULT_ACTIVATION = "relu6"
 _KEY = re.compile(
-    rf"(?P<kind>{'|'.join(KINDS)})-(\d+)x(\d+)-m(\d+)-o(\d+)-k(\d+)-s(\d+)"
+    rf"(?P<kind>{'|'.join(KINDS)})-(\d+)x(\d+)-m(\d+)-o(\d+)-k(\d+)-s(\d+)(?:-w(?P<wide>\d+))?"
+    r"(?:-l(?P<low>\d+))?(?:-r(?P<rates>\d+(?:\.\d+)*))?"
     rf"(?:-d(?P<dilation>\d+))?(?:-se(?P<squeeze>\d+))?(?:-(?P<activation>{'|'.join(ACTIVATIONS)}))?(?P<plain>-plain)?(?P<bias>-bias)?"
 )
 
@@ -37,12 +40,18 @@ _KEY = re.compile(
 def block_key(block: Block) -> str:
     """`mbconv-112x16-m96-o24-k3-s2`: kind, size x input channels, mid and output channels, kernel, stride.
 
-    What MobileNetV2 does not have follows, in this order: `-d2` a dilated kernel, `-se24` squeeze-and-excitation with so many
-    hidden channels, an activation other than relu6, `-plain` an mbconv without residual although its shape allows one, `-bias` a
-    mix with one.
+    What MobileNetV2 does not have follows, in this order: `-w160` a width that is not the size, `-l8` the stride of LR-ASPP's low
+    features, `-r6.12.18` the rates of ASPP, `-d2` a dilated kernel, `-se24` squeeze-and-excitation with so many hidden channels, an
+    activation other than relu6, `-plain` an mbconv without residual although its shape allows one, `-bias` a mix with one.
     """
     b = block
     parts = [f"{b.kind}-{b.size}x{b.in_channels}-m{b.mid_channels}-o{b.out_channels}-k{b.kernel}-s{b.stride}"]
+    if b.wide:
+        parts.append(f"w{b.wide}")
+    if b.low_stride:
+        parts.append(f"l{b.low_stride}")
+    if b.rates:
+        parts.append(f"r{'.'.join(map(str, b.rates))}")
     if b.dilation != 1:
         parts.append(f"d{b.dilation}")
     if b.squeeze:
@@ -79,6 +88,9 @@ def parse_block(key: str) -> Block:
         squeeze=int(match["squeeze"] or 0),
         bias=kind == "classifier" or match["bias"] is not None,
         dilation=int(match["dilation"] or 1),
+        wide=int(match["wide"] or 0),
+        low_stride=int(match["low"] or 0),
+        rates=tuple(map(int, match["rates"].split("."))) if match["rates"] else (),
     )
     block = replace(block, residual=_may_be_residual(block) and match["plain"] is None)
     if block_key(block) != key:
@@ -92,7 +104,21 @@ def _may_be_residual(block: Block) -> bool:
 
 def input_shape(block: Block) -> tuple[int, ...]:
     """Shape of the block's input, batch 1."""
-    return (1, block.in_channels) if block.kind in _LINEAR else (1, block.in_channels, block.size, block.size)
+    if block.kind in _LINEAR:
+        return 1, block.in_channels
+    # A dense head's size is that of the image; what enters it is smaller by its stride.
+    stride = block.stride if block.dense else 1
+    return 1, block.in_channels, -(-block.size // stride), -(-(block.wide or block.size) // stride)
+
+
+def resizes(block: Block) -> bool:
+    """Whether one file of a block serves all sizes. A part of a dense head that answers for every pixel has the image's inside."""
+    return not (block.dense and block.kind != "lraspp_low")
+
+
+def family(block: Block) -> Block:
+    """What is the same for blocks that one file serves: all but the size."""
+    return replace(block, size=0, wide=0) if resizes(block) else block
 
 
 Depthwise = tuple[int, int] | tuple[int, int, int]
@@ -110,12 +136,14 @@ class Parts:
         squeeze: whether there is squeeze-and-excitation.
         hswish: whether there is this activation, which runtimes do not fuse into the convolution as they do relu and relu6.
         tile: one of `TILES` where depthwise convolutions cost by full tiles, too; else 1.
+        dense: whether there is a head of a dense task.
     """
 
     depthwise: tuple[Depthwise, ...]
     squeeze: bool
     hswish: bool
     tile: int = 1
+    dense: bool = False
 
 
 def parts_of(blocks: Sequence[Block]) -> Parts:
@@ -124,6 +152,7 @@ def parts_of(blocks: Sequence[Block]) -> Parts:
         depthwise=tuple(sorted({depthwise_of(block) for block in blocks if block.kind == "mbconv"})),
         squeeze=any(block.squeeze for block in blocks),
         hswish=any(block.activation == "hswish" for block in blocks),
+        dense=any(block.dense for block in blocks),
     )
 
 
@@ -131,7 +160,8 @@ def work_names(parts: Parts) -> tuple[str, ...]:
     """Names of the columns of `work`."""
     units = ("macs", "tiles") if parts.tile > 1 else ("macs",)
     depthwise = (f"{_depthwise_name(each)} {unit}" for each in parts.depthwise for unit in units)
-    return (*_WORK, *(_SQUEEZE if parts.squeeze else ()), *(_HSWISH if parts.hswish else ()), *depthwise)
+    kinds = (*(_SQUEEZE if parts.squeeze else ()), *(_HSWISH if parts.hswish else ()), *(_DENSE if parts.dense else ()))
+    return (*_WORK, *kinds, *depthwise)
 
 
 def depthwise_of(block: Block) -> Depthwise:
@@ -158,6 +188,7 @@ _WORK = (
 )
 _SQUEEZE = ("squeeze elements", "squeeze weights", "squeezes")
 _HSWISH = ("hswish elements",)
+_DENSE = ("dense depthwise macs", "dense pointwise macs", "dense weights", "dense elements", "resized elements", "dense parts")
 
 
 def work(blocks: Sequence[Block], parts: Parts) -> Floats:
@@ -165,17 +196,22 @@ def work(blocks: Sequence[Block], parts: Parts) -> Floats:
 
     Multiply-accumulates by kind of convolution, weights to be read, rows of the depthwise convolution (each has a start-up cost,
     and one more for every kernel row) and its tiles, and the layer itself. Squeeze-and-excitation goes over the depthwise output
-    twice (mean, product), and has weights and a start-up cost; hswish goes over every output it follows. What is not among `parts`
-    has no column.
+    twice (mean, product), and has weights and a start-up cost; hswish goes over every output it follows; a dense head's parts have
+    columns of their own, for nothing else interpolates. What is not among `parts` has no column.
     """
     names = work_names(parts)
     rows = np.zeros((len(blocks), len(names)))
     column = {name: i for i, name in enumerate(names)}
     for row, b in zip(rows, blocks, strict=True):
         inputs, mid, outputs = (-(-channels // VECTOR) * VECTOR for channels in (b.in_channels, b.mid_channels, b.out_channels))
-        positions = b.out_size**2
+        positions = b.out_positions
         activated = positions * outputs
-        if b.kind == "stem":
+        if b.dense:
+            if parts.dense:
+                cost = dense_cost(b)
+                amount = (cost.depthwise_macs, cost.pointwise_macs, cost.weights, cost.elements, cost.resized, 1)
+                row[[column[name] for name in _DENSE]] = amount
+        elif b.kind == "stem":
             row[column["stem macs"]] = positions * b.kernel**2 * b.in_channels * outputs
         elif b.kind == "head":
             row[column["head macs"]] = positions * inputs * outputs
@@ -185,8 +221,8 @@ def work(blocks: Sequence[Block], parts: Parts) -> Floats:
         else:
             activated = positions * mid
             if b.expands:
-                activated += b.size**2 * mid
-                row[column["expand macs"]] = b.size**2 * inputs * mid
+                activated += b.in_positions * mid
+                row[column["expand macs"]] = b.in_positions * inputs * mid
                 row[column["expand weights"]] = inputs * mid
             if (depthwise := depthwise_of(b)) in parts.depthwise:
                 name = _depthwise_name(depthwise)
@@ -209,9 +245,15 @@ def work(blocks: Sequence[Block], parts: Parts) -> Floats:
 
 def boundary(blocks: Sequence[Block]) -> Floats:
     """Elements of input and output, (blocks, 2): a block that runs alone pays for bringing them into the runtime's own layout."""
-    inputs = [b.size**2 * b.in_channels if b.kind not in _LINEAR else 0 for b in blocks]
-    outputs = [b.out_size**2 * b.out_channels if b.kind in {"stem", "mbconv"} else 0 for b in blocks]
-    return np.column_stack([inputs, outputs]).astype(np.float64).reshape(-1, 2)
+    inputs = [prod(input_shape(b)) if b.kind not in _LINEAR else 0 for b in blocks]
+    return np.column_stack([inputs, list(map(_answers, blocks))]).astype(np.float64).reshape(-1, 2)
+
+
+def _answers(block: Block) -> int:
+    """Elements that a block gives, one value a channel apart."""
+    if block.dense:
+        return block.in_positions * block.out_channels
+    return block.out_positions * block.out_channels if block.kind in {"stem", "mbconv"} else 0
 
 
 def cold(blocks: Sequence[Block]) -> Floats:

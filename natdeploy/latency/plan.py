@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
+from natdeploy.latency.blocks import family
 from natdeploy.space import Arch, Block, BlockSum, Layer, SearchSpace
 
 _SAMPLED = 4000
@@ -50,26 +51,27 @@ def make_plan(space: SearchSpace, classes: int, *, blocks: int, least: int, fit:
 def plan_blocks(space: SearchSpace, classes: int, rows: int, rng: np.random.Generator) -> list[Block]:
     """Distinct blocks of the space, at most `rows`.
 
-    Blocks that differ in size alone are a family. Every family comes once, at a random one of its sizes, before any comes twice,
-    at the size farthest (as a ratio) from those it has; what every network has comes first: stem, head, mix and classifier.
+    Blocks that one file serves, which differ in size alone, are a family. Every family comes once, at a random one of its sizes,
+    before any comes twice, at the size farthest (as a ratio) from those it has; what every network has comes first: stem, head, mix
+    and classifier, or a dense head's parts at every resolution.
     """
     families: dict[Block, list[Block]] = defaultdict(list)
     for block in space_blocks(space, classes):
-        families[replace(block, size=0)].append(block)
+        families[family(block)].append(block)
     order = list(families.values())
     order = [order[i] for i in rng.permutation(len(order))]
-    order.sort(key=lambda family: family[0].kind == "mbconv")
+    order.sort(key=lambda blocks: blocks[0].kind == "mbconv")
     chosen: list[Block] = []
     taken: list[list[float]] = [[] for _ in order]
     while len(chosen) < rows and any(order):
-        for family, sizes in zip(order, taken, strict=True):
-            if not family:
+        for left, sizes in zip(order, taken, strict=True):
+            if not left:
                 continue
             if sizes:
-                best = max(range(len(family)), key=lambda i: min(abs(np.log(family[i].size) - size) for size in sizes))
+                best = max(range(len(left)), key=lambda i: min(abs(np.log(left[i].size) - size) for size in sizes))
             else:
-                best = int(rng.integers(len(family)))
-            block = family.pop(best)
+                best = int(rng.integers(len(left)))
+            block = left.pop(best)
             sizes.append(float(np.log(block.size)))
             chosen.append(block)
     return chosen[:rows]

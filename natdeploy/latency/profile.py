@@ -22,7 +22,7 @@ from natdeploy.hardware.device import Target
 from natdeploy.hardware.farm import Farm
 from natdeploy.hardware.measure import MeasureResult, harness, measure
 from natdeploy.hardware.runtimes import get_runtime
-from natdeploy.latency.blocks import block_key, input_shape
+from natdeploy.latency.blocks import block_key, family, input_shape
 from natdeploy.latency.journal import Journal
 from natdeploy.latency.plan import Plan
 from natdeploy.latency.table import Provenance, Role, Table
@@ -253,11 +253,11 @@ class _Bench:
 
     def _path(self, what: Block | Arch, suffix: str) -> Path:
         """Blocks that differ in size alone have one file."""
-        family = replace(what, size=0) if isinstance(what, Block) else what
-        return self._files.setdefault(family, self._folder / f"{len(self._files)}{suffix}")
+        alike = family(what) if isinstance(what, Block) else what
+        return self._files.setdefault(alike, self._folder / f"{len(self._files)}{suffix}")
 
     def _candidate(self, what: Block | Arch, paths: Mapping[Block | Arch, Path]) -> Candidate:
-        shape = input_shape(what) if isinstance(what, Block) else (1, 3, what.resolution, what.resolution)
+        shape = input_shape(what) if isinstance(what, Block) else (1, 3, *self._plan.space.input_size(what.resolution))
         return Candidate(model_id(what), paths[what], shape)
 
     def _write(self, paths: Mapping[Block | Arch, Path], target: Target) -> None:

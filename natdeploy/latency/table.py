@@ -231,7 +231,8 @@ class SpaceBlocks:
 
 
 def _family(block: Block) -> Block:
-    return replace(block, size=0, out_channels=0 if block.kind == "classifier" else block.out_channels)
+    answers = block.kind == "classifier" or block.dense
+    return replace(block, size=0, wide=0, out_channels=0 if answers else block.out_channels)
 
 
 def strangers(table: Table, space: SearchSpace) -> tuple[str, ...]:

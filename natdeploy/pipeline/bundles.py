@@ -28,6 +28,7 @@ from natdeploy.export import (
     Latency,
     Metadata,
     ModelFile,
+    Parity,
     PhotoSize,
     TensorFacts,
     add_file,
@@ -45,17 +46,18 @@ from natdeploy.export import (
     remove_file,
     sha256,
     size_mb,
+    together,
     write,
 )
 from natdeploy.hardware.runtimes import CALIBRATION_IMAGES, Runtime, installed_version
-from natdeploy.pipeline.outputs import accuracy, calibration_images, file_outputs, torch_outputs
+from natdeploy.pipeline.outputs import Reference, calibration_images, file_outputs
 from natdeploy.progress import Progress
 from natdeploy.runtimes import ort
 from natdeploy.space import Arch
 from natdeploy.store import FileRecord
 from natdeploy.supernet import Subnet
-from natdeploy.tasks import Classification, SplitName
-from natdeploy.training.judge import BATCH
+from natdeploy.tasks import Classification, SplitName, Task
+from natdeploy.training.judge import BATCH, verdict_of
 
 MAX_DROP = 1.0
 FEW_IMAGES = 32
@@ -71,7 +73,7 @@ class Wanted:
     Attributes:
         formats: of its files.
         precisions: of its files; without any, the one the search chose for the net, or fp32.
-        max_drop: points of validation accuracy that a file may lose to torch.
+        max_drop: points of the task's metric on validation images, accuracy or mean IoU, that a file may lose to torch.
         input: that its files take.
         photo_size: height and width, px, of the photos that files take whose format wants one size; others take any.
     """
@@ -82,9 +84,9 @@ class Wanted:
     input: InputKind = "nchw"
     photo_size: PhotoSize | None = None
 
-    def input_of(self, format: Format, resolution: int) -> TensorFacts:
-        """The input of a format's file, for images of that size."""
-        return input_facts(ort.INPUT, self.input, resolution, self.photo_size if format.photos == "one" else None)
+    def input_of(self, format: Format, size: tuple[int, int]) -> TensorFacts:
+        """The input of a format's file, for images of a size (height, width)."""
+        return input_facts(ort.INPUT, self.input, size, self.photo_size if format.photos == "one" else None)
 
     def precisions_of(self, own: str | None) -> list[str]:
         """Of a net whose own precision the search chose, or not; the safest first, so that it is known what to offer for others."""
@@ -144,7 +146,7 @@ class Bundle:
         folder: Path,
         description: Description,
         subnet: Callable[[], Subnet],
-        task: Classification | None,
+        task: Task | None,
         *,
         wanted: Wanted,
         progress: Progress,
@@ -153,9 +155,9 @@ class Bundle:
     ) -> None:
         self._folder, self._description, self._load, self._task = folder, description, subnet, task
         self._wanted, self._progress, self._labelled = wanted, progress, labelled
-        self._resolution = Arch.parse(description.arch).resolution
+        self._resolution, self._size = Arch.parse(description.arch).resolution, description.preprocessing.size
         self._metadata = self._known(latencies)
-        self._photo_references: dict[PhotoSize | None, Tensor] = {}
+        self._photo_references: dict[PhotoSize | None, Reference] = {}
 
     def add(self, format: Format, precision: str, *, role: str, path: str) -> FileRecord:
         """Makes a file, unless it is there, and puts it into the folder, unless it is refused.
@@ -211,6 +213,7 @@ class Bundle:
 
     def _photos(self, split: SplitName, size: PhotoSize | None) -> Iterator[tuple[list[Array], Tensor]]:
         """The same images as photos (height, width, 3) of bytes, as they are or, where there is one size for all, fitted to it."""
+        assert isinstance(self._task, Classification | None), "refused before"
         photos = self._noise_photos() if self._task is None else self._task.whole(split)
         while some := list(islice(photos, BATCH)):
             yield [fitted(photo, size) for photo, _ in some], torch.tensor([label for _, label in some])
@@ -226,26 +229,51 @@ class Bundle:
     def _noise(self) -> list[Batch]:
         """Pixels of chance, as the network takes them, and labels that mean nothing."""
         generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(0, 256, (NOISE_IMAGES, 3, self._resolution, self._resolution), generator=generator)
+        pixels = torch.randint(0, 256, (NOISE_IMAGES, 3, *self._size), generator=generator)
         how = self._description.preprocessing
         mean, std = (torch.tensor(each).view(3, 1, 1) for each in (how.mean, how.std))
         return [((pixels / 255 - mean) / std, torch.zeros(NOISE_IMAGES, dtype=torch.int64))]
 
     @cached_property
-    def _reference(self) -> dict[SplitName, Batch]:
+    def _reference(self) -> Reference:
         """What torch answers."""
-        return {split: torch_outputs(self._subnet, self._batches(split)) for split in self._splits}
+        return Reference(self._subnet, self._batches)
 
-    def _photo_reference(self, size: PhotoSize | None) -> Tensor:
-        """What torch answers to the validation photos, which it resizes itself."""
+    @cached_property
+    def _expected(self) -> dict[SplitName, float | None]:
+        """Metric of what torch answers."""
+        return {split: self._metric(self._reference(split)) for split in self._splits}
+
+    def _metric(self, answers: Iterable[Batch]) -> float | None:
+        """Of answers to the images of a split; None where these are not of the network's own classes."""
+        return verdict_of(self._task, answers).metric if self._task and self._labelled else None
+
+    def _tried(
+        self, answers: Iterable[Batch], split: SplitName, references: Sequence[Reference]
+    ) -> tuple[float | None, list[Parity]]:
+        """Metric of a file's answers to the images of a split, and how far they are from each of torch's."""
+        parities: list[list[Parity]] = []
+
+        def compared() -> Iterator[Batch]:
+            for (outputs, labels), *expected in zip(answers, *(each(split) for each in references), strict=True):
+                parities.append([compare(outputs, own) for own, _ in expected])
+                yield outputs, labels
+
+        pairs = compared()
+        metric = self._metric(pairs)
+        for _ in pairs:  # which nobody has asked for where there is no metric
+            pass
+        return metric, [together(each) for each in zip(*parities, strict=True)]
+
+    def _photo_reference(self, size: PhotoSize | None) -> Reference:
+        """What torch answers to photos, which it resizes itself."""
         how = self._description.preprocessing
-        if size not in self._photo_references:
-            batches = (
-                (torch.stack([prepared(photo, how) for photo in photos]), labels)
-                for photos, labels in self._photos("validation", size)
-            )
-            self._photo_references[size] = torch_outputs(self._subnet, batches)[0]
-        return self._photo_references[size]
+
+        def batches(split: SplitName) -> Iterator[Batch]:
+            for photos, labels in self._photos(split, size):
+                yield torch.stack([prepared(photo, how) for photo in photos]), labels
+
+        return self._photo_references.setdefault(size, Reference(self._subnet, batches))
 
     @cached_property
     def _calibration(self) -> list[Tensor]:
@@ -255,7 +283,7 @@ class Bundle:
         if len(images) < FEW_IMAGES:
             self._progress.note(
                 f"int8 learns its ranges from {len(images)} images, all that the calibration split has; {CALIBRATION_IMAGES} are "
-                "usual, and the accuracy may suffer"
+                f"usual, and the {self._description.metric} may suffer"
             )
         return images
 
@@ -276,7 +304,7 @@ class Bundle:
         for file in self._metadata.files:
             if (
                 file.name == format.file_name(precision)
-                and file.input == self._wanted.input_of(format, self._resolution)
+                and file.input == self._wanted.input_of(format, self._size)
                 and file.checked_in == f"{runtime.NAME} {installed_version(runtime)}"
                 and self._refusal(file) is None
             ):
@@ -286,7 +314,9 @@ class Bundle:
     def _make(self, format: Format, precision: str, folder: Path) -> ModelFile:
         """Writes a file into a folder and tries it there."""
         runtime, path = format.checked_by(), folder / format.file_name(precision)
-        wanted = self._wanted.input_of(format, self._resolution)
+        wanted = self._wanted.input_of(format, self._size)
+        if wanted.resized and not isinstance(self._task, Classification | None):
+            raise UsageError(f"files of {self._task.name} do not resize photos; choose another --input, such as image")
         calibration = self._calibration if precision == "int8" else []
         write(
             self._subnet,
@@ -297,16 +327,16 @@ class Bundle:
             description=self._description,
             calibration=calibration,
         )
-        outputs = {split: self._outputs(path, runtime, precision, wanted, split) for split in self._splits}
-        found, expected = (
-            {split: accuracy(self._task, each[split]) if self._task and self._labelled else None for split in self._splits}
-            for each in (outputs, self._reference)
+        answers = {split: self._answers(path, runtime, precision, wanted, split) for split in self._splits}
+        # A file that resizes is compared with torch that resizes alike, and with what training saw.
+        resizing = [self._photo_reference(wanted.photo_size)] if wanted.resized else []
+        references = {"validation": [*resizing, self._reference]}
+        tried = {split: self._tried(each, split, references.get(split, ())) for split, each in answers.items()}
+        before, (after, parities) = self._expected["validation"], tried["validation"]
+        self._metadata = self._metadata.model_copy(
+            update={"validation_accuracy": before, "test_accuracy": self._expected.get("test")}
         )
-        before, after = expected["validation"], found["validation"]
-        self._metadata = self._metadata.model_copy(update={"validation_accuracy": before, "test_accuracy": expected.get("test")})
         companions = format.runtime.companions(path)
-        own, plain = outputs["validation"][0], self._reference["validation"][0]
-        parity = compare(own, self._photo_reference(wanted.photo_size) if wanted.resized else plain)
         return ModelFile(
             name=path.name,
             format=format.name,
@@ -316,17 +346,17 @@ class Bundle:
             size_mb=size_mb((path, *companions)),
             opset=onnx.opset(path) if path.suffix == ort.SUFFIX else None,
             input=wanted,
-            output=TensorFacts(name=ort.OUTPUT, shape=(1, len(self._description.labels))),
+            output=TensorFacts(name=ort.OUTPUT, shape=self._subnet.output_shape),
             quantisation=quantisation(format, len(calibration)) if precision == "int8" else None,
             checked_in=f"{runtime.NAME} {installed_version(runtime)}",
             validation_accuracy=after,
             drop=None if before is None or after is None else 100 * (before - after),
-            test_accuracy=found.get("test"),
-            parity=parity,
-            trained_agreement=compare(own, plain).top1_agreement if wanted.resized and self._task else None,
+            test_accuracy=tried["test"][0] if "test" in tried else None,
+            parity=parities[0],
+            trained_agreement=parities[-1].top1_agreement if wanted.resized and self._task else None,
         )
 
-    def _outputs(self, path: Path, runtime: Runtime, precision: str, wanted: TensorFacts, split: SplitName) -> Batch:
+    def _answers(self, path: Path, runtime: Runtime, precision: str, wanted: TensorFacts, split: SplitName) -> Iterator[Batch]:
         if wanted.resized:
             photos = self._photos(split, wanted.photo_size)
             return file_outputs(path, runtime, precision, photos, shape=None, prepare=lambda photo: photo[None])
@@ -353,5 +383,8 @@ class Bundle:
             if (each.format, each.precision) == (file.format, precision)
         ]
         instead = [f"use {there[0]}"] if there else [f"export it with --precision {each}" for each in better[:1]]
-        lost = f"it loses {file.drop:.1f} points of validation accuracy, and at most {self._wanted.max_drop:g} may be lost"
+        lost = (
+            f"it loses {file.drop:.1f} points of validation {self._description.metric}, and at most "
+            f"{self._wanted.max_drop:g} may be lost"
+        )
         return "; ".join([lost, *instead])

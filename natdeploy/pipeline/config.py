@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from natdeploy.hardware.device import Target, parse_target
 from natdeploy.pipeline.presets import GRADIENT, PRESETS, Preset, Strategy, merged, published, with_strategy
 from natdeploy.search.nat import NatSettings
+from natdeploy.space import HeadKind, HeadSpec, SearchSpace
 from natdeploy.supernet import RemapRules
-from natdeploy.tasks import NAMED, Augmentation
+from natdeploy.tasks import NAMED, Augmentation, MaskAugmentation, TaskName
 from natdeploy.training.adapt import AdaptSettings
 from natdeploy.training.gradient import GradientSettings
 
@@ -45,12 +47,62 @@ class Schedule(BaseModel):
         return self
 
 
+CHANNELS: Mapping[HeadKind, int] = {"deeplabv3": 256, "lraspp": 128}
+"""Of every branch of a head, as published."""
+
+
+class HeadSettings(BaseModel):
+    """The head of a dense task; it is not searched.
+
+    Attributes:
+        kind: which (docs/segmentation.md).
+        channels: of every branch; the published number by default.
+        output_stride: at most by so much the stages make the image smaller; the strides behind become dilations. 16 by default, or
+            less where the space reaches no more.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: HeadKind = "lraspp"
+    channels: int | None = Field(default=None, ge=1)
+    output_stride: int | None = Field(default=None, ge=1)
+
+    def on(self, space: SearchSpace, aspect: float) -> SearchSpace:
+        """A space of backbones with this head, for images of an aspect (width to height).
+
+        Raises:
+            UsageError: no stage of the space ends at the output stride.
+        """
+        spec = HeadSpec(self.kind, self.channels or CHANNELS[self.kind])
+        return replace(space, dense=spec, output_stride=self.output_stride or min(16, space.total_stride), aspect=aspect)
+
+
+class MaskSettings(BaseModel):
+    """Images with masks.
+
+    Attributes:
+        height: of decoded images and masks, px, at which networks are judged; that of the first image by default.
+        classes: names, in the order of their labels; those of the layout, or of `classes.txt`, by default.
+        void: values in masks of pixels that are of no class, besides 255.
+        augmentation: how training images are changed, and their masks with them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    height: int | None = Field(default=None, ge=1)
+    classes: tuple[str, ...] | None = Field(default=None, min_length=2)
+    void: tuple[int, ...] = ()
+    augmentation: MaskAugmentation = MaskAugmentation()
+
+
 class SearchConfig(BaseModel):
     """One search, whole. It is written to the run folder, and with the same data and machine it gives the same run again.
 
     Attributes:
-        data: image folder, with `train/` and `test/` or one flat folder of classes; or the name of a data set (docs/data.md).
+        data: image folder, with `train/` and `test/` or one flat folder of classes; or the name of a data set (docs/data.md); or,
+            for segmentation, images with masks (docs/segmentation.md).
         out: run folder, created.
+        task: what is learned.
         target: device, optionally with runtime: `host`, `host/onnxruntime`.
         precisions: that the search chooses among, for each network, instead of the target's one; the first is the baseline's.
         space: name of a shipped space, or path of a TOML file (docs/spaces.md).
@@ -66,7 +118,9 @@ class SearchConfig(BaseModel):
         flip: mirrored copies of an image mean the same (not so for digits).
         data_root: where the files of data sets lie that are known by name; a folder of the user's own by default.
         download: whether such files may be fetched if they are missing.
-        augmentation: how training images are changed.
+        augmentation: how training images are changed that are classified.
+        head: of a dense task; None of classification.
+        masks: how masks are read, and training images changed with them.
         tables: folder of latency tables; the user's own by default.
         table: one table to predict latency from, instead of looking for one.
         allow_estimate: where there is no table of the target, take latency from the device's specification sheet. All of it is
@@ -88,6 +142,7 @@ class SearchConfig(BaseModel):
 
     data: Path
     out: Path
+    task: TaskName = "classification"
     target: str = "host"
     precisions: tuple[str, ...] = ()
     space: str = "mbv2"
@@ -104,6 +159,8 @@ class SearchConfig(BaseModel):
     data_root: Path | None = None
     download: bool = False
     augmentation: Augmentation = Augmentation()
+    head: HeadSettings | None = None
+    masks: MaskSettings = MaskSettings()
     tables: Path | None = None
     table: Path | None = None
     allow_estimate: bool = False
@@ -141,8 +198,18 @@ class SearchConfig(BaseModel):
         by_gradient = given.get("strategy") == "gradient"
         preset = (GRADIENT if by_gradient else PRESETS).get(name, {})
         data = Path(given.get("data", ""))
-        named = NAMED.get(str(data)) if name == "paper" and not (by_gradient or data.is_dir()) else None
+        classified = given.get("task", "classification") == "classification"
+        if not classified and given.get("head") is None:
+            given = {**given, "head": {}}
+        known = name == "paper" and classified and not (by_gradient or data.is_dir())
+        named = NAMED.get(str(data)) if known else None
         return with_strategy(merged(preset if named is None else merged(preset, published(named.recipe)), given))
+
+    @model_validator(mode="after")
+    def _head_of_task(self) -> SearchConfig:
+        if self.task == "classification" and self.head is not None:
+            raise ValueError("task classification has a linear layer for its head; leave out the head, or add --task segmentation")
+        return self
 
     @model_validator(mode="after")
     def _one_strategy(self) -> SearchConfig:

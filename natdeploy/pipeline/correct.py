@@ -164,7 +164,7 @@ class FrontMeasurer:
     def _candidate(self, arch: Arch, target: Target, folder: Path) -> Candidate:
         runtime = get_runtime(target.runtime)
         path = folder / f"{arch.id}{runtime.SUFFIX}"
-        shape = (1, 3, arch.resolution, arch.resolution)
+        shape = (1, 3, *self.space.input_size(arch.resolution))
         if not path.exists():
             runtime.convert(self.extract(arch), torch.zeros(shape), path, precision=target.precision, dynamic_size=False)
         return Candidate(arch.id, path, shape)

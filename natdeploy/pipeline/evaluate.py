@@ -14,7 +14,7 @@ from natdeploy.space import Arch
 from natdeploy.stopwatch import take, timed
 from natdeploy.store import Evaluation, RunStore
 from natdeploy.supernet import Supernet
-from natdeploy.tasks import Classification
+from natdeploy.tasks import Task
 
 PART_IMAGES = 256
 """Fewer would leave accuracies in steps of more than 0.4 points."""
@@ -30,7 +30,10 @@ def ranking_error(evaluation: Evaluation) -> float:
 
 
 def ranking_noise(evaluation: Evaluation) -> float:
-    """What chance does to the ranking error: half of the accuracy's standard error (Laplace's rule of succession)."""
+    """What chance does to the ranking error: half of the accuracy's standard error (Laplace's rule of succession).
+
+    Of other metrics than a share of images it is at least that: nothing between 0 and 1 varies more from image to image.
+    """
     accuracy = (evaluation.correct + 1) / (evaluation.total + 2)
     return math.sqrt(accuracy * (1 - accuracy) / evaluation.total) / 2
 
@@ -54,7 +57,7 @@ class Evaluator:
         progress: is told about every architecture.
     """
 
-    def __init__(self, store: RunStore, engine: Engine, supernet: Supernet, task: Classification, progress: Progress) -> None:
+    def __init__(self, store: RunStore, engine: Engine, supernet: Supernet, task: Task, progress: Progress) -> None:
         self._store = store
         self._engine = engine
         self._supernet = supernet
@@ -95,7 +98,16 @@ class Evaluator:
                     self._progress.note(f"{arch.id} could not be evaluated and is left out: {verdict}")
                 else:
                     self._store.record(
-                        Evaluation(version, str(arch), verdict.correct, verdict.total, verdict.loss, verdict.seconds, whole)
+                        Evaluation(
+                            version,
+                            str(arch),
+                            verdict.correct,
+                            verdict.total,
+                            verdict.loss,
+                            verdict.seconds,
+                            whole,
+                            verdict.metric,
+                        )
                     )
                 self._store.add_seconds(take())
                 advance(1)

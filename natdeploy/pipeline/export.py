@@ -19,7 +19,8 @@ from natdeploy.pipeline.setting import stored_convention, stored_space, stored_t
 from natdeploy.progress import Progress, Silent
 from natdeploy.space import Arch
 from natdeploy.store import FileRecord, NetRecord, RunStore
-from natdeploy.tasks import Classification
+from natdeploy.supernet import InputConvention
+from natdeploy.tasks import Task, palette
 
 
 def export(
@@ -44,7 +45,7 @@ def export(
             `latency<=1ms`, or the beginning of an id.
         formats: `onnx`, `openvino`, `tflite`, `tensorrt`.
         precisions: `fp32`, `fp16`, `int8`; by default the one the search chose for a net, or fp32.
-        max_drop: points of validation accuracy that a file may lose to torch in fp32.
+        max_drop: points of the task's metric on validation images, accuracy or mean IoU, that a file may lose to torch in fp32.
         input: `nchw` or `nhwc` for prepared floats, `image` for the bytes of an image, which the file then prepares itself,
             `photo` for those of a photo, which it resizes as well.
         photo_size: height and width of photos, px, for formats whose files resize photos of one size only: `tflite`.
@@ -128,7 +129,7 @@ def bundle_name(net: NetRecord) -> str:
     return f"models/{net.id}-tuned" if net.tuned_accuracy is not None else f"models/{net.id}"
 
 
-def _describe(store: RunStore, net: NetRecord, task: Classification) -> Description:
+def _describe(store: RunStore, net: NetRecord, task: Task) -> Description:
     config, convention = read_config(store), stored_convention(store)
     assert config.seed_weights is not None
     about: dict[str, str] = store.get("seed_metadata") or {}
@@ -139,16 +140,25 @@ def _describe(store: RunStore, net: NetRecord, task: Classification) -> Descript
         params=net.params,
         macs=net.macs,
         labels=tuple(store.get("classes")),
-        preprocessing=Preprocessing(
-            square_px=task.pixels.size, size_px=Arch.parse(net.arch).resolution, mean=convention.mean, std=convention.std
-        ),
+        preprocessing=preprocessing_of(task, Arch.parse(net.arch).resolution, convention),
         seed=config.seed_weights.name,
         seed_sha256=store.get("seed_sha256"),
         licence=about.get("licence") or about.get("source"),
         data_fingerprint=store.get("fingerprint"),
         random_seed=config.seed,
         versions={"natdeploy": __version__, "torch": torch.__version__},
+        task=task.name,
+        metric=task.metric_name,
+        palette=palette(len(task.classes)) if task.name == "segmentation" else None,
     )
+
+
+def preprocessing_of(task: Task, resolution: int, convention: InputConvention) -> Preprocessing:
+    """How photos become inputs of a network of a resolution."""
+    cut, size = task.image_size, task.input_size(resolution)
+    if cut[0] == cut[1] and size[0] == size[1]:
+        return Preprocessing(square_px=cut[0], size_px=size[0], mean=convention.mean, std=convention.std)
+    return Preprocessing(cut_px=cut, input_px=size, mean=convention.mean, std=convention.std)
 
 
 def latency_of(net: NetRecord, target: str, mean_ms: float | None = None) -> Latency:

@@ -11,7 +11,7 @@ from natdeploy._version import __version__
 from natdeploy.errors import UsageError
 from natdeploy.export import Description, InputKind, PhotoSize, Preprocessing
 from natdeploy.pipeline.bundles import MAX_DROP, Bundle, wanted
-from natdeploy.pipeline.setting import make_supernet, photos
+from natdeploy.pipeline.setting import CONVENTION_IMAGES, make_supernet
 from natdeploy.progress import Progress, Silent
 from natdeploy.space import Arch, get_space
 from natdeploy.store import FileRecord
@@ -124,8 +124,9 @@ def _images(seed: Seed, arch: Arch, data: Path | None, progress: Progress) -> tu
         return None, convention
     pixels = open_pixels(scan_images(data), arch.resolution, progress=progress)
     parts = split(pixels.source, 0)
-    convention = choose_input(seed, photos(pixels, parts.train, arch.resolution))
-    return Classification(pixels, parts, convention.mean, convention.std, 0), convention
+    task = Classification(pixels, parts, (0.0,) * 3, (1.0,) * 3, 0)
+    convention = choose_input(seed, task.photos(CONVENTION_IMAGES, arch.resolution))
+    return task.with_input(convention.mean, convention.std), convention
 
 
 def _subnet(seed: Seed, arch: Arch, task: Classification | None, convention: InputConvention) -> Subnet:
@@ -148,7 +149,7 @@ def _describe(seed: Seed, arch: Arch, task: Classification | None, convention: I
         macs=sum(block.macs for block in blocks),
         labels=task.classes if task and labelled else tuple(map(str, range(seed.classes))),
         preprocessing=Preprocessing(
-            square_px=arch.resolution if task is None else task.pixels.size,
+            square_px=arch.resolution if task is None else task.image_size[0],
             size_px=arch.resolution,
             mean=convention.mean,
             std=convention.std,
@@ -156,6 +157,6 @@ def _describe(seed: Seed, arch: Arch, task: Classification | None, convention: I
         seed=seed.source,
         seed_sha256=seed.sha256,
         licence=seed.metadata.get("licence") or seed.metadata.get("source"),
-        data_fingerprint=None if task is None else task.pixels.source.fingerprint(),
+        data_fingerprint=None if task is None else task.fingerprint(),
         versions={"natdeploy": __version__, "torch": torch.__version__},
     )

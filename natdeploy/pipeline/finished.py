@@ -112,6 +112,7 @@ def load_subnet(store: RunStore, arch: Arch, *, tuned: bool = False) -> Subnet:
         width=arch.width,
         padding=stored_convention(store).padding,
         norm_eps=store.get("norm_eps"),
+        classes=len(store.get("classes")),
     )
     subnet = supernet.extract(arch)
     if tuned:

@@ -17,7 +17,7 @@ from natdeploy.search import Archive, RoundReport, Scores, show, smallest_feasib
 from natdeploy.search.objectives import CheapObjective
 from natdeploy.space import Arch, BlockSum, Genotypes, SearchSpace
 from natdeploy.store import RunStore
-from natdeploy.tasks import Classification
+from natdeploy.tasks import Task
 from natdeploy.training.adapt import Lesson
 from natdeploy.training.gradient import Chooser, Cost
 
@@ -94,7 +94,7 @@ def gradient_lesson(setting: Setting, problem: Problem, chooser: Chooser) -> Les
     )
 
 
-def _own_task(task: Classification) -> Classification:
+def _own_task(task: Task) -> Task:
     """The logits learn from validation images, changed like training ones: weights see them only once the architecture is chosen,
     and by them evolution chooses as well.
     """

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,33 +14,62 @@ from torch import Tensor
 from natdeploy.export import Array, Batch, run_images
 from natdeploy.hardware.runtimes import Runtime
 from natdeploy.supernet import Subnet
-from natdeploy.tasks import Classification
+from natdeploy.tasks import SplitName, Task
 from natdeploy.training.judge import BATCH
+
+HELD_BYTES = 2**28
+"""Of torch's answers to the images of a split, which every file of a network is compared with."""
 
 _Image = TypeVar("_Image")
 
 
-def calibration_images(task: Classification, resolution: int, count: int) -> list[Tensor]:
-    """At most `count` images (1, 3, r, r) fp32 to learn ranges from: a fixed part of the calibration split, all classes alike."""
+def calibration_images(task: Task, resolution: int, count: int) -> list[Tensor]:
+    """At most `count` images (1, 3, h, w) fp32 to learn ranges from: a fixed part of the calibration split, all classes alike."""
     return [image[None] for images, _ in task.batches("calibration", resolution, BATCH, count) for image in images]
 
 
-@torch.inference_mode()
-def torch_outputs(subnet: Subnet, batches: Iterable[Batch]) -> Batch:
-    """Logits (n, classes) and labels (n,) of batches, of a network on the CPU in evaluation mode."""
-    return _joined((subnet(images), labels) for images, labels in batches)
+class Reference:
+    """What a network answers in torch to the images of a split, batch by batch; remembered where that takes little memory.
+
+    Args:
+        subnet: on the CPU, in evaluation mode.
+        batches: of a split.
+    """
+
+    def __init__(self, subnet: Subnet, batches: Callable[[SplitName], Iterable[Batch]]) -> None:
+        self._subnet, self._batches = subnet, batches
+        self._held: dict[SplitName, list[Batch]] = {}
+
+    def __call__(self, split: SplitName) -> Iterator[Batch]:
+        """Logits and labels."""
+        if split in self._held:
+            yield from self._held[split]
+            return
+        held: list[Batch] = []
+        room = HELD_BYTES
+        for images, labels in self._batches(split):
+            with torch.inference_mode():
+                outputs = self._subnet(images)
+            room -= outputs.nbytes
+            if room >= 0:
+                held.append((outputs, labels))
+            else:
+                held.clear()
+            yield outputs, labels
+        if room >= 0:
+            self._held[split] = held
 
 
 def file_outputs(
     path: Path,
     runtime: Runtime,
     precision: str,
-    batches: Iterable[tuple[Iterable[_Image], Tensor]],
+    batches: Iterable[tuple[Iterable[_Image], Any]],
     *,
     shape: tuple[int, ...] | None,
     prepare: Callable[[_Image], Array],
-) -> Batch:
-    """Logits (n, classes) and labels (n,) of batches, of a file in a runtime, image by image on one thread of this machine.
+) -> Iterator[Batch]:
+    """Logits and labels of batches, of a file in a runtime, image by image on one thread of this machine.
 
     Args:
         path: of the file.
@@ -52,7 +81,7 @@ def file_outputs(
     """
     with _quiet():
         session = runtime.load(path, shape, 1, precision, runtime.DELEGATES[0])
-    return _joined(run_images(lambda inputs: runtime.run(session, inputs), batches, prepare))
+    return run_images(lambda inputs: runtime.run(session, inputs), batches, prepare)
 
 
 @contextmanager
@@ -66,13 +95,3 @@ def _quiet() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def _joined(batches: Iterable[Batch]) -> Batch:
-    logits, labels = zip(*batches, strict=True)
-    return torch.cat([each.cpu() for each in logits]), torch.cat([each.cpu() for each in labels])
-
-
-def accuracy(task: Classification, outputs: Batch) -> float:
-    """Share of images that are right, 0..1."""
-    return task.metric(task.tally(*outputs))

@@ -138,6 +138,7 @@ def find(config: SearchConfig, name: str, setting: Setting, target: Target, prog
     predictor = find_predictor(
         target,
         space,
+        classes=len(setting.classes),
         tables=config.tables,
         table=config.table if name == LATENCY else None,
         allow_estimate=config.allow_estimate and own,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from natdeploy.hardware.device import parse_target
 from natdeploy.latency.predictor import Quality
+from natdeploy.pipeline.config import HeadSettings
 from natdeploy.pipeline.predictor import estimated, find_predictor, no_table
 from natdeploy.progress import Progress, Silent
 from natdeploy.space import Arch, cost, get_space
@@ -46,6 +47,8 @@ def predict(
     *,
     space: str = "mbv2",
     classes: int = 1000,
+    head: HeadSettings | None = None,
+    aspect: float = 1.0,
     tables: Path | None = None,
     table: Path | None = None,
     allow_estimate: bool = False,
@@ -58,6 +61,8 @@ def predict(
         target: device, optionally with runtime, precision and threads.
         space: name of a shipped space, or path of a TOML file.
         classes: outputs of the classifier.
+        head: of a dense task, in place of the classifier.
+        aspect: width of its images to their height.
         tables: folder of tables; the user's own by default.
         table: one table to use, instead of looking for one.
         allow_estimate: where there is no table, take the device's specification sheet.
@@ -68,6 +73,8 @@ def predict(
         DeviceError: another device has no table of them; the message says how to measure one.
     """
     chosen, named = parse_target(target), get_space(space)
+    if head is not None:
+        named = head.on(named, aspect)
     parsed = [_parse(text) for text in archs]
     for arch in parsed:
         named.validate(arch)
@@ -76,7 +83,13 @@ def predict(
     for width in sorted({arch.width for arch in parsed}):
         one = named.restrict(widths=(width,))
         predictor = find_predictor(
-            chosen, one, tables=tables, table=table, allow_estimate=allow_estimate, progress=progress or Silent()
+            chosen,
+            one,
+            classes=classes,
+            tables=tables,
+            table=table,
+            allow_estimate=allow_estimate,
+            progress=progress or Silent(),
         )
         if predictor is None:
             raise no_table(target, chosen, space, one, classes, tables=tables, seed_weights=None)

@@ -17,7 +17,7 @@ from natdeploy.latency.table import Table, read_table
 from natdeploy.pipeline.profile import find_table, objections, space_folder, tables_folder
 from natdeploy.pipeline.tables import table_file
 from natdeploy.progress import Progress
-from natdeploy.space import Arch, Genotypes, SearchSpace, get_space
+from natdeploy.space import Arch, Genotypes, SearchSpace, get_space, plain_space
 
 PREDICTOR, ESTIMATE = "predictor", "estimate"
 """In a run folder, one of the two for every target, with the ending .json."""
@@ -47,6 +47,7 @@ def find_predictor(
     target: Target,
     space: SearchSpace,
     *,
+    classes: int | None = None,
     tables: Path | None,
     table: Path | None,
     allow_estimate: bool,
@@ -57,6 +58,7 @@ def find_predictor(
     Args:
         target: device, runtime, precision and threads.
         space: of one width.
+        classes: that a dense head tells apart; other networks may have any number.
         tables: folder of tables; the user's own by default.
         table: a file of the one table to use.
         allow_estimate: take the specification sheet where there is no table.
@@ -66,7 +68,10 @@ def find_predictor(
         UsageError: the table is of something else, or the device's file lacks a figure for an estimate.
         DamagedFileError: a table's files do not hold what they should.
     """
-    found = _given(table, target, space) if table is not None else find_table(tables_folder(tables), target, space, progress)
+    if table is not None:
+        found: Table | None = _given(table, target, space, classes)
+    else:
+        found = find_table(tables_folder(tables), target, space, progress, classes)
     if found is not None:
         return LatencyPredictor.fit(found, space)
     if not allow_estimate:
@@ -76,10 +81,10 @@ def find_predictor(
     return estimate
 
 
-def _given(path: Path, target: Target, space: SearchSpace) -> Table:
+def _given(path: Path, target: Target, space: SearchSpace, classes: int | None) -> Table:
     place = table_file(path)
     table = read_table(place.folder, place.slug)
-    if reasons := objections(table, target, space):
+    if reasons := objections(table, target, space, classes):
         raise UsageError(f"{path} does not tell latencies of {space.name} on {target}: {'; '.join(reasons)}")
     return table
 
@@ -136,11 +141,15 @@ def no_table(
     width = chosen.widths[0]
     command = ["natdeploy", "profile", "--device", device_of(text), "--runtime", runtime]
     command += ["--precision", target.precision, "--threads", str(target.threads), "--space", space]
-    if space_folder(get_space(space).restrict(widths=(width,))) == space_folder(chosen):
+    if space_folder(get_space(space).restrict(widths=(width,))) == space_folder(plain_space(chosen)):
         command += ["--width", f"{width:g}"]
     else:
         command += ["--seed-weights", str(seed_weights)]
-    command += ["--classes", str(classes), *(["--tables", str(tables)] if tables else [])]
+    command += ["--classes", str(classes)]
+    if chosen.dense is not None:
+        command += ["--head", chosen.dense.kind, "--head-channels", str(chosen.dense.channels)]
+        command += ["--output-stride", str(chosen.output_stride), "--aspect", f"{chosen.aspect:.4f}"]
+    command += ["--tables", str(tables)] if tables else []
     here = target.device.transport == "local"
     advice = "measure it" if here else "attach the device and measure it"
     others = " (or name a table with --table FILE, or take the specification sheet with --allow-estimate)" if own else ""

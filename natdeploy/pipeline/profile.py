@@ -16,12 +16,13 @@ from natdeploy.errors import UsageError
 from natdeploy.hardware.check import runtime_version
 from natdeploy.hardware.device import Target, host_facts, parse_target
 from natdeploy.hardware.runtimes import get_runtime, installed_version
-from natdeploy.latency.blocks import input_shape
+from natdeploy.latency.blocks import input_shape, resizes
 from natdeploy.latency.journal import Journal
 from natdeploy.latency.plan import Plan, make_plan
 from natdeploy.latency.predictor import LatencyPredictor, Quality
 from natdeploy.latency.profile import profile_table
 from natdeploy.latency.table import Table, read_table, strangers, write_table
+from natdeploy.pipeline.config import HeadSettings
 from natdeploy.pipeline.setting import read_for
 from natdeploy.progress import Progress, Silent
 from natdeploy.space import Arch, Block, SearchSpace, get_space, space_toml
@@ -76,42 +77,45 @@ def tables_folder(tables: Path | None) -> Path:
     return Path(chosen) if chosen else user_data_path("natdeploy") / "latency_tables"
 
 
-def table_folder(tables: Path, target: Target, space: SearchSpace) -> Path:
+def table_folder(tables: Path, target: Target, space: SearchSpace, classes: int | None = None) -> Path:
     """The folder of one device's table of one space."""
-    return tables / target.device.name / space_folder(space)
+    return tables / target.device.name / space_folder(space, classes)
 
 
-def space_folder(space: SearchSpace) -> str:
+def space_folder(space: SearchSpace, classes: int | None = None) -> str:
     """Name of a space's folder. Whole networks are part of a table, so it belongs to a space of one width.
 
-    One table serves all resolutions. The folder of a space that does not ship, or whose channels are a seed's own, carries a digest
-    of its layers, so that another one of the same name does not meet its table.
+    One table serves all resolutions, and any number of classes but where a dense head answers for every pixel. The folder of a
+    space that does not ship, or whose channels are a seed's own, carries a digest of its layers, so that another one of the same
+    name does not meet its table; with a dense head, a digest of that, the shape of the input and the classes as well.
     """
     name, layers = space.name, space_toml(space.restrict(resolutions=(1,), widths=(1,)))
+    if space.dense is not None:
+        layers += f"\n{space.dense} {space.output_stride} {space.aspect:.4f} {classes}"
     if name not in SPACES or layers != space_toml(SPACES[name].restrict(resolutions=(1,), widths=(1,))):
         name += f"-{hashlib.sha256(layers.encode()).hexdigest()[:8]}"
     return f"{name}-w{space.widths[0]:g}"
 
 
-def find_table(tables: Path, target: Target, space: SearchSpace, progress: Progress) -> Table | None:
+def find_table(tables: Path, target: Target, space: SearchSpace, progress: Progress, classes: int | None = None) -> Table | None:
     """The table of a target, the user's or one that ships. One of this machine must be of this very machine and of the version of
     the runtime that is installed; what changed on another device, profiling there tells.
 
     Raises:
         DamagedFileError: its files do not hold what they should.
     """
-    for folder in (table_folder(tables, target, space), table_folder(SHIPPED, target, space)):
+    for folder in (table_folder(tables, target, space, classes), table_folder(SHIPPED, target, space, classes)):
         if not (folder / f"{target.slug}.toml").is_file():
             continue
         table = read_table(folder, target.slug)
-        differences = objections(table, target, space)
+        differences = objections(table, target, space, classes)
         if not differences:
             return table
         progress.note(f"the table in {folder} is not used: {'; '.join(differences)}")
     return None
 
 
-def objections(table: Table, target: Target, space: SearchSpace) -> tuple[str, ...]:
+def objections(table: Table, target: Target, space: SearchSpace, classes: int | None = None) -> tuple[str, ...]:
     """In words, why a table does not tell a space's latencies on a target; empty if it does. What it does not know is no reason."""
     p = table.provenance
     asked = {
@@ -121,6 +125,7 @@ def objections(table: Table, target: Target, space: SearchSpace) -> tuple[str, .
         "delegate": (p.delegate, target.delegate),
         "precision": (p.precision, target.precision),
         "number of threads": (p.threads, target.threads),
+        "number of classes": (p.classes, classes if space.dense is not None else p.classes),
     }
     differences = [f"its {name} is {has}, not {wanted}" for name, (has, wanted) in asked.items() if has not in (None, wanted)]
     if target.device.transport == "local":
@@ -157,15 +162,16 @@ def measure_table(
         DeviceError: the target failed.
         DamagedFileError: what was measured before cannot be read.
     """
-    folder, runtime = table_folder(tables, target, space), get_runtime(target.runtime)
+    folder, runtime = table_folder(tables, target, space, classes), get_runtime(target.runtime)
 
     def convert(what: Block | Arch, path: Path) -> None:
         # Latency does not depend on the weights, so they are left at random.
         if isinstance(what, Block):
-            module, shape = build_block(what), input_shape(what)
+            module, shape, dynamic = build_block(what), input_shape(what), resizes(what)
         else:
-            module, shape = Subnet(space, what, classes), (1, 3, what.resolution, what.resolution)
-        runtime.convert(module, torch.zeros(shape), path, precision=target.precision, dynamic_size=isinstance(what, Block))
+            subnet = Subnet(space, what, classes)
+            module, shape, dynamic = subnet, subnet.input_shape, False
+        runtime.convert(module, torch.zeros(shape), path, precision=target.precision, dynamic_size=dynamic)
 
     plan = _plan(space, classes, seed)
     if prior is not None:
@@ -195,11 +201,11 @@ def measure_table(
     return table, journal, predictor
 
 
-def _prior(tables: Path, source: str, space: SearchSpace, precision: str | None, threads: int | None) -> Table:
+def _prior(tables: Path, source: str, space: SearchSpace, classes: int, *, precision: str | None, threads: int | None) -> Table:
     """The table of another target, whatever machine it is of."""
     target = parse_target(source) if "-" in source else parse_target(source, precision=precision, threads=threads)
     for root in (tables, SHIPPED):
-        folder = table_folder(root, target, space)
+        folder = table_folder(root, target, space, classes)
         if (folder / f"{target.slug}.toml").is_file():
             return read_table(folder, target.slug)
     raise UsageError(f"there is no table of {target} and {space.name}; `natdeploy tables list` says which there are")
@@ -207,7 +213,9 @@ def _prior(tables: Path, source: str, space: SearchSpace, precision: str | None,
 
 def _plan(space: SearchSpace, classes: int, seed: int) -> Plan:
     plan = make_plan(space, classes, blocks=MOST_BLOCKS, least=LEAST_BLOCKS, fit=FIT_SUBNETS, test=TEST_SUBNETS, seed=seed)
-    known = next(block for block in plan.blocks if block.kind == "classifier")
+    known = next((block for block in plan.blocks if block.kind == "classifier"), None)
+    if known is None:  # a dense head's cost is its classes', and its table is for these alone
+        return plan
     others = tuple(replace(known, out_channels=count) for count in CLASSIFIERS if count != classes)
     return replace(plan, blocks=(*others, *plan.blocks))
 
@@ -220,6 +228,8 @@ def profile(
     width: float | None = None,
     seed_weights: Path | None = None,
     classes: int = 1000,
+    head: HeadSettings | None = None,
+    aspect: float = 1.0,
     tables: Path | None = None,
     precision: str | None = None,
     threads: int | None = None,
@@ -237,6 +247,8 @@ def profile(
         width: channel multiplier; the space's first by default. Every width has a table of its own.
         seed_weights: pretrained network from which a search will start; the space then has its width and channels.
         classes: outputs of the classifier of the whole networks.
+        head: of a dense task, in place of the classifier.
+        aspect: width of its images to their height.
         tables: folder of tables; the user's own by default.
         precision: that numbers are computed in; the runtime's first by default.
         threads: of the runtime; the device's by default.
@@ -257,7 +269,9 @@ def profile(
     if seed_weights is not None and width is not None:
         raise UsageError("the width is that of the seed weights; give one of the two")
     chosen = named.restrict(widths=(width or named.widths[0],)) if seed_weights is None else read_for(seed_weights, named)[1]
-    prior = None if source is None else _prior(folder, source, chosen, precision, threads)
+    if head is not None:
+        chosen = head.on(chosen, aspect)
+    prior = None if source is None else _prior(folder, source, chosen, classes, precision=precision, threads=threads)
     table, journal, predictor = measure_table(
         folder,
         target,
@@ -270,7 +284,7 @@ def profile(
     )
     assert predictor.quality is not None  # a measured table has networks to judge by
     return ProfileResult(
-        folder=table_folder(folder, target, chosen),
+        folder=table_folder(folder, target, chosen, classes),
         slug=target.slug,
         rows=len(table.blocks),
         subnets=len(table.subnets),

@@ -28,8 +28,8 @@ from natdeploy.space import Arch, Genotypes, SearchSpace, cost
 from natdeploy.stopwatch import timed
 from natdeploy.store import Evaluation, RunStore
 from natdeploy.supernet import Subnet
-from natdeploy.tasks import Classification, SplitName
-from natdeploy.training.judge import BATCH
+from natdeploy.tasks import SplitName, Task
+from natdeploy.training.judge import BATCH, verdict_of
 
 NATIVE = "fp32"
 """What torch computes in: nothing is lost."""
@@ -43,7 +43,7 @@ _LEVEL, _SLOPE, _NOISE = 0.03, 0.01, 0.01
 quantised, and of one network around the line."""
 
 
-def judge_in_runtime(subnet: Subnet, target: Target, task: Classification, split: SplitName) -> Evaluation:
+def judge_in_runtime(subnet: Subnet, target: Target, task: Task, split: SplitName) -> Evaluation:
     """A network as a file of a target's runtime and precision, on the images of a split, one by one and here.
 
     Args:
@@ -63,11 +63,10 @@ def judge_in_runtime(subnet: Subnet, target: Target, task: Classification, split
         path = Path(folder, f"{subnet.arch.id}{runtime.SUFFIX}")
         runtime.convert(subnet, calibration[0], path, precision=target.precision, dynamic_size=False, calibration=calibration)
         batches = task.batches(split, resolution, BATCH)
-        logits, labels = file_outputs(
-            path, runtime, target.precision, batches, shape=(1, 3, resolution, resolution), prepare=plain_input
-        )
-    correct, loss = task.correct(logits, labels), float(task.loss(logits, labels))
-    return Evaluation(0, str(subnet.arch), correct, len(labels), loss, time.perf_counter() - start)
+        answers = file_outputs(path, runtime, target.precision, batches, shape=subnet.input_shape, prepare=plain_input)
+        verdict = verdict_of(task, answers)
+    seconds = time.perf_counter() - start
+    return Evaluation(0, str(subnet.arch), verdict.correct, verdict.total, verdict.loss, seconds, metric=verdict.metric)
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class PrecisionLoss:
     targets: Mapping[str, Target]
     network: Callable[[Arch], Subnet]
     evaluate: Evaluate
-    task: Classification
+    task: Task
     store: RunStore
     progress: Progress
 

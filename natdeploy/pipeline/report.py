@@ -28,6 +28,7 @@ from natdeploy.report import PageData, Pick, Round, Standing, file_json, net_jso
 from natdeploy.report.tables import MISSING
 from natdeploy.space import Arch, Block
 from natdeploy.store import NetRecord, RunStore
+from natdeploy.tasks import METRICS
 
 PAGE = "report.html"
 _COLUMNS = {LATENCY: "predicted_latency_ms", "size": "size_mb", "energy": "energy_mj"}
@@ -44,6 +45,7 @@ class ReportResult:
         picks: nets that stand out.
         seconds: by stage of the work.
         adaptation: the same by what was adapted; None where the run does not tell.
+        metric: of the run's task, by which nets are judged.
         summary: the same for programs.
     """
 
@@ -53,6 +55,7 @@ class ReportResult:
     picks: tuple[Pick, ...]
     seconds: Mapping[str, float]
     adaptation: Adaptation | None
+    metric: str
     summary: dict[str, Any]
 
 
@@ -63,7 +66,7 @@ def report(folder: Path) -> ReportResult:
         UsageError: there is no run.
     """
     with RunStore.snapshot(folder) as store:
-        data, spent = page_data(store), adaptation(store)
+        data, spent, config = page_data(store), adaptation(store), read_config(store)
     write_page(folder / PAGE, data)
     assert data.standing is not None
     summary = {
@@ -71,6 +74,8 @@ def report(folder: Path) -> ReportResult:
         "page": str(folder / PAGE),
         "state": data.standing.state,
         "progress": asdict(data.standing),
+        "task": config.task,
+        "metric": data.metric,
         "target": data.target,
         "nets": [net_json(net, data.picks) for net in data.nets],
         "files": [file_json(file) for file in data.files],
@@ -86,6 +91,7 @@ def report(folder: Path) -> ReportResult:
         picks=tuple(data.picks),
         seconds=data.seconds,
         adaptation=spent,
+        metric=data.metric,
         summary=summary,
     )
 
@@ -120,6 +126,7 @@ def page_data(store: RunStore) -> PageData:
         standing=standing,
         command_name=shlex.quote(str(store.folder)),
         unknown=unknown,
+        metric=METRICS[config.task],
         **vars(_drawn(store, config, nets)),
     )
 
@@ -176,11 +183,11 @@ def _drawn(store: RunStore, config: SearchConfig, nets: Iterable[NetRecord]) -> 
 def write_archive(folder: Path, path: Path) -> int:
     """Writes a CSV file with one row for every architecture that the search evaluated, in the order they were first evaluated.
 
-    `validation_accuracy` (0 to 1) is the latest one, in torch, from the state `step` of the supernet, on so many
-    `validation_images`; `round` is empty where the run does not tell. `predicted_latency_ms` and further objectives, each in a
-    column of its own with its unit, are what the search went by at its start, in the first precision where precisions are searched.
-    `on_front` is 1 for nets of the final front, or of that so far, and `measured_p50_ms` is known of final ones only. What is not
-    known is empty.
+    `validation_accuracy` (0 to 1), the metric of the run's task, is the latest one, in torch, from the state `step` of the
+    supernet, on so many `validation_images`; `round` is empty where the run does not tell. `predicted_latency_ms` and further
+    objectives, each in a column of its own with its unit, are what the search went by at its start, in the first precision where
+    precisions are searched. `on_front` is 1 for nets of the final front, or of that so far, and `measured_p50_ms` is known of final
+    ones only. What is not known is empty.
 
     Returns:
         how many rows.

@@ -17,7 +17,7 @@ from natdeploy.pipeline.finished import finished_nets, load_subnet, own_target, 
 from natdeploy.pipeline.model_files import Inputs, Shape, Subject, inputs_of, make_subject
 from natdeploy.pipeline.outputs import calibration_images
 from natdeploy.pipeline.search import read_config
-from natdeploy.pipeline.setting import stored_task
+from natdeploy.pipeline.setting import stored_space, stored_task
 from natdeploy.progress import Progress
 from natdeploy.space import Arch
 from natdeploy.store import NetRecord, RunStore
@@ -102,8 +102,8 @@ def _file(store: RunStore, config: SearchConfig, net: NetRecord, target: Target,
         taken = inputs_of(file)
         if taken is not None and not file.input.resized:
             return path, *taken
-    resolution = Arch.parse(net.arch).resolution
-    return convert(store, config, net, target, folder), (1, 3, resolution, resolution), ()
+    size = stored_space(config, store).input_size(Arch.parse(net.arch).resolution)
+    return convert(store, config, net, target, folder), (1, 3, *size), ()
 
 
 def convert(store: RunStore, config: SearchConfig, net: NetRecord, target: Target, folder: Path) -> Path:
@@ -111,9 +111,10 @@ def convert(store: RunStore, config: SearchConfig, net: NetRecord, target: Targe
     runtime, arch = get_runtime(target.runtime), Arch.parse(net.arch)
     installed_version(runtime)
     path = folder / f"{net.role}-{net.id}{runtime.SUFFIX}"
+    subnet = load_subnet(store, arch, tuned=net.tuned_accuracy is not None)
     runtime.convert(
-        load_subnet(store, arch, tuned=net.tuned_accuracy is not None),
-        torch.zeros(1, 3, arch.resolution, arch.resolution),
+        subnet,
+        torch.zeros(subnet.input_shape),
         path,
         precision=target.precision,
         dynamic_size=False,

@@ -44,7 +44,7 @@ from natdeploy.space import Arch, Genotypes, get_space, space_toml
 from natdeploy.stopwatch import take, timed
 from natdeploy.store import Evaluation, NetRecord, RunStore
 from natdeploy.supernet import Subnet
-from natdeploy.tasks import Classification
+from natdeploy.tasks import Task
 from natdeploy.training.adapt import Adapter, Lesson
 from natdeploy.training.gradient import Chooser
 from natdeploy.training.judge import calibrated_subnet, judge
@@ -420,7 +420,7 @@ class _Search:
         self.training.adapter.trainer.total_steps = budget.total_steps
         return budget.total_steps
 
-    def _tune(self, records: Sequence[NetRecord], teacher: Arch, task: Classification) -> dict[str, Subnet]:
+    def _tune(self, records: Sequence[NetRecord], teacher: Arch, task: Task) -> dict[str, Subnet]:
         """The nets that stand out, each trained alone for a while, by the id of the architecture.
 
         Whether that paid is told, and decides nothing: test images are looked at once.
@@ -430,7 +430,7 @@ class _Search:
         tuned = {arch.id: self.training.tune(arch, teacher, task, self.budget.tune_steps) for arch in wanted}
         return {name: subnet for name, subnet in tuned.items() if subnet is not None}
 
-    def _judge(self, nets: Sequence[NetRecord], tuned: Mapping[str, Subnet], task: Classification) -> None:
+    def _judge(self, nets: Sequence[NetRecord], tuned: Mapping[str, Subnet], task: Task) -> None:
         """Judges the nets on the test images, and those that were tuned with their own weights as well."""
         self.store.add_seconds(take())
         statistics: dict[str, torch.Tensor] = {}
@@ -447,7 +447,7 @@ class _Search:
         self.store.save_checkpoint(STATISTICS, statistics, {})
         self.store.add_seconds({f"{TEST}: {part.removeprefix('judging: ')}": seconds for part, seconds in take().items()})
 
-    def _test_accuracy(self, subnet: Subnet, net: NetRecord, task: Classification) -> float:
+    def _test_accuracy(self, subnet: Subnet, net: NetRecord, task: Task) -> float:
         """In torch; of a net of another precision, as a file in its runtime."""
         if net.precision in (None, NATIVE):
             return judge(subnet, task, "test").metric

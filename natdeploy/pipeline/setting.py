@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from platformdirs import user_data_path
 
-from natdeploy.errors import DataError, UsageError, WeightsError
+from natdeploy.errors import UsageError, WeightsError
 from natdeploy.pipeline.config import SearchConfig
+from natdeploy.pipeline.tasks import open_task
 from natdeploy.progress import Progress, Silent
-from natdeploy.space import Arch, Layer, SearchSpace, get_space, space_toml
+from natdeploy.space import Arch, Layer, SearchSpace, get_space, plain_space, space_toml
 from natdeploy.store import RunStore
 from natdeploy.supernet import (
     InputConvention,
@@ -28,9 +27,7 @@ from natdeploy.supernet import (
     remap,
     supernet_of,
 )
-from natdeploy.tasks import NAMED, Classification, PixelSource, Splits, named_set, open_named, open_pixels, scan_images, split
-from natdeploy.tasks.augment import resize
-from natdeploy.tasks.pixels import OnDemand
+from natdeploy.tasks import Splits, Task
 from natdeploy.training.memory import keep_freed_memory
 
 CONVENTION_IMAGES = 32
@@ -47,7 +44,7 @@ class Setting:
     """What a search works on.
 
     Attributes:
-        space: restricted to the seed's width and to resolutions the images can fill.
+        space: restricted to the seed's width, with the task's head and shape of input.
         seed: the pretrained network.
         convention: how the seed wants its images.
         report: what of the seed went where.
@@ -61,14 +58,14 @@ class Setting:
     convention: InputConvention
     report: RemapReport
     supernet: Supernet
-    task: Classification
+    task: Task
     device: torch.device
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.task.classes
 
-    def final_task(self) -> Classification:
+    def final_task(self) -> Task:
         """The task once the architectures are chosen: all images but the test ones to learn from, and to calibrate by."""
         splits = self.task.splits
         learned = tuple(sorted(splits.train + splits.validation + splits.calibration))
@@ -77,12 +74,9 @@ class Setting:
 
     def facts(self) -> dict[str, Any]:
         """JSON values that a resumed run needs to be set up alike."""
-        source = self.task.pixels.source
         return {
-            "fingerprint": source.fingerprint(),
-            "splits": self.task.splits.to_json(source),
-            "on_demand": isinstance(self.task.pixels, OnDemand),
-            "classes": list(self.classes),
+            **self.task.facts(),
+            "aspect": self.space.aspect,
             "convention": asdict(self.convention),
             "seed_sha256": self.seed.sha256,
             "seed_metadata": dict(self.seed.metadata),
@@ -126,18 +120,18 @@ def prepare(config: SearchConfig, progress: Progress, store: RunStore | None = N
         raise UsageError(
             "a pretrained network is needed: give --seed-weights FILE (`natdeploy supernet info` shows what a file is)"
         )
-    asked = get_space(config.space) if store is None else stored_space(config, store)
+    asked = get_space(config.space) if store is None else _named_space(config, store)
+    shaped(asked, config)  # refuses an output stride that is none before anything is read
     seed, space = read_for(config.seed_weights, asked)
-    space = narrowed(space, config)
-    if store is not None:
-        if seed.sha256 != store.get("seed_sha256"):
-            raise WeightsError(f"{config.seed_weights} is not the file this run began with; restore it or start a new run")
-        task, convention = stored_task(config, store, progress, device), stored_convention(store)
+    if store is not None and seed.sha256 != store.get("seed_sha256"):
+        raise WeightsError(f"{config.seed_weights} is not the file this run began with; restore it or start a new run")
+    task = open_task(config, narrowed(asked, config), progress, device, store)
+    space = shaped(narrowed(space, config), config, task.aspect)
+    if store is None:
+        convention = choose_input(seed, task.photos(CONVENTION_IMAGES, max(space.resolutions)))
     else:
-        pixels, validation = _pixels(config, progress, device)
-        splits = split(pixels.source, config.seed, validation=validation)
-        convention = choose_input(seed, photos(pixels, splits.train, max(space.resolutions)))
-        task = _task(config, pixels, splits, convention, device)
+        convention = stored_convention(store)
+    task = task.with_input(convention.mean, convention.std)
     generator = torch.Generator().manual_seed(config.seed)
     supernet, report = make_supernet(seed, space, len(task.classes), convention.padding, generator, rules=config.remap)
     supernet = supernet.to(device).to(memory_format=torch.channels_last)
@@ -177,6 +171,20 @@ def narrowed(space: SearchSpace, config: SearchConfig) -> SearchSpace:
     return space.restrict(resolutions=kept)
 
 
+def shaped(space: SearchSpace, config: SearchConfig, aspect: float = 1.0) -> SearchSpace:
+    """A space with what the task of a configuration adds to it: a head, an output stride, and the shape of its input.
+
+    Args:
+        space: of backbones.
+        config: names the task and its head.
+        aspect: width of the images to their height.
+
+    Raises:
+        UsageError: no stage of the space ends at the output stride.
+    """
+    return space if config.head is None else config.head.on(space, aspect)
+
+
 def as_tabled(space: SearchSpace, config: SearchConfig) -> SearchSpace:
     """A search's space as latency tables have it, whose networks have any resolution."""
     return space if config.resolutions is None else space.restrict(resolutions=get_space(config.space).resolutions)
@@ -196,9 +204,18 @@ def make_supernet(
     Raises:
         WeightsError: the seed does not fit the space.
     """
-    if not (seed.supernet and space == seed.space.restrict(resolutions=space.resolutions)):
-        supernet = Supernet(space, classes, width=seed.arch.width, padding=padding, norm_eps=seed.norm_eps, generator=generator)
-        return supernet, remap(seed, supernet, rules)
+    own = seed.supernet and plain_space(space) == seed.space.restrict(resolutions=space.resolutions)
+    if space.dense is not None or not own:
+        supernet = Supernet(
+            space,
+            classes,
+            width=seed.arch.width,
+            padding=padding,
+            norm_eps=seed.norm_eps,
+            kernel_transforms=own and seed.kernel_transforms,
+            generator=generator,
+        )
+        return supernet, _taken(seed, supernet) if own else remap(seed, supernet, rules)
     supernet = supernet_of(replace(seed, padding=padding))
     kept = {name: name for name in seed.state}
     new: tuple[str, ...] = ()
@@ -208,6 +225,15 @@ def make_supernet(
         new = ("classifier.bias", "classifier.weight")
         unused = tuple(name for name in new if kept.pop(name, None))
     return supernet, RemapReport(kept, (), new, unused)
+
+
+def _taken(seed: Seed, supernet: Supernet) -> RemapReport:
+    """Gives a supernet with a dense head the weights of one that classifies, as they are, but for those behind the stages."""
+    state = supernet.state_dict()
+    kept = {name: name for name in seed.state if name in state}
+    supernet.load_state_dict({**state, **{name: seed.state[name] for name in kept}})
+    new = tuple(sorted(name for name in state if name not in kept and not name.endswith("num_batches_tracked")))
+    return RemapReport(kept, (), new, tuple(sorted(set(seed.state) - set(kept))))
 
 
 def nearest(space: SearchSpace, arch: Arch) -> Arch:
@@ -228,8 +254,8 @@ def _least(choices: Sequence[_Number], wanted: _Number) -> _Number:
     return next((choice for choice in choices if choice >= wanted), choices[-1])
 
 
-def stored_space(config: SearchConfig, store: RunStore) -> SearchSpace:
-    """The space of a run, as it was asked for.
+def _named_space(config: SearchConfig, store: RunStore) -> SearchSpace:
+    """The space that a run names, as its file has it.
 
     Raises:
         UsageError: its file is another one by now.
@@ -240,72 +266,27 @@ def stored_space(config: SearchConfig, store: RunStore) -> SearchSpace:
     return space
 
 
+def stored_space(config: SearchConfig, store: RunStore) -> SearchSpace:
+    """The space of a run, as it was asked for, with what its task adds.
+
+    Raises:
+        UsageError: its file is another one by now.
+    """
+    return shaped(_named_space(config, store), config, store.get("aspect") or 1.0)  # older runs saw squares
+
+
 def stored_convention(store: RunStore) -> InputConvention:
     """How the seed of a run wants its images."""
     stored = store.get("convention")
     return InputConvention(**{**stored, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
 
 
-def stored_task(
-    config: SearchConfig, store: RunStore, progress: Progress | None = None, device: torch.device = _CPU
-) -> Classification:
+def stored_task(config: SearchConfig, store: RunStore, progress: Progress | None = None, device: torch.device = _CPU) -> Task:
     """The task of a run, with the splits it began with.
 
     Raises:
         DataError: the images are not those any more.
     """
-    pixels, _ = _pixels(config, progress or Silent(), device, on_demand=store.get("on_demand") or None)
-    if store.get("fingerprint") != pixels.source.fingerprint():
-        raise DataError(f"the images in {config.data} are not those this run began with; restore them or start a new run")
-    return _task(config, pixels, Splits.from_json(store.get("splits"), pixels.source), stored_convention(store), device)
-
-
-def data_folder(config: SearchConfig) -> Path:
-    """Where the files of data sets lie that are known by name."""
-    return config.data_root or user_data_path("natdeploy") / "data"
-
-
-def _pixels(
-    config: SearchConfig, progress: Progress, device: torch.device, *, on_demand: bool | None = None
-) -> tuple[PixelSource, int | None]:
-    """The user's images, and how many of them a published recipe validates on."""
-    named, validation = named_set(config.data), None
-    if named is None:
-        if str(config.data) in NAMED:
-            progress.note(
-                f"data: the folder {config.data}, not the data set of that name; call the folder otherwise to get the set"
-            )
-        images = scan_images(config.data)
-    else:
-        images = open_named(named, data_folder(config), download=config.download, progress=progress)
-        validation = named.recipe.validation
-    size = max(narrowed(get_space(config.space), config).resolutions)
-    pixels = open_pixels(images, size, strict=config.strict, progress=progress, on_demand=on_demand, device=device)
-    skipped = pixels.source.skipped
-    for path, reason in skipped:
-        progress.note(f"skipped {path}: {reason}")
-    if skipped:
-        progress.note(f"{len(skipped)} damaged image{'s were' if len(skipped) > 1 else ' was'} skipped; --strict refuses them")
-    return pixels, validation
-
-
-def _task(
-    config: SearchConfig, pixels: PixelSource, splits: Splits, convention: InputConvention, device: torch.device
-) -> Classification:
-    return Classification(
-        pixels,
-        splits,
-        convention.mean,
-        convention.std,
-        config.seed,
-        flip=config.flip,
-        augmentation=config.augmentation,
-        device=device,
-    )
-
-
-def photos(pixels: PixelSource, indices: Sequence[int], resolution: int) -> torch.Tensor:
-    """Evenly chosen images (n, 3, r, r) in 0..1."""
-    stride = max(1, len(indices) // CONVENTION_IMAGES)
-    photos, _ = pixels.take(np.array(indices[::stride][:CONVENTION_IMAGES]))
-    return (resize(photos, max(resolution, pixels.size)).float() / 255).cpu()
+    convention = stored_convention(store)
+    task = open_task(config, narrowed(get_space(config.space), config), progress or Silent(), device, store)
+    return task.with_input(convention.mean, convention.std)

@@ -36,11 +36,17 @@ def picture(blocks: Sequence[Block], block_ms: Sequence[float] | None) -> Markup
         width, height = scale * share, max(8.0, _BOXES * math.sqrt(block.out_size) / largest)
         middle, latency_ms = left + width / 2, None if block_ms is None else block_ms[number]
         box = {"x": left, "y": _BOXES - height, "width": width, "height": height}
+        kind = "head" if block.dense else block.kind
         parts.append(
             element(
                 "g",
                 element("title", describe(block, latency_ms)),
-                element("rect", **_numbers(box), rx="3", class_=f"block {block.kind}{' strided' if block.stride > 1 else ''}"),
+                element(
+                    "rect",
+                    **_numbers(box),
+                    rx="3",
+                    class_=f"block {kind}{' strided' if block.stride > 1 else ''}",
+                ),
                 *(_text(middle, _BOXES + 14 + 14 * line, words) for line, words in enumerate(_words(block))),
                 _bar(left, width, latency_ms, longest),
             )
@@ -56,7 +62,8 @@ def describe(block: Block, latency_ms: float | None = None) -> str:
     """One block in words."""
     facts = [f"{block.kind}: {block.in_channels} to {block.out_channels} channels"]
     if block.kind in ("stem", "mbconv"):
-        facts.append(f"{block.size} to {block.out_size} px, kernel {block.kernel}, stride {block.stride}")
+        high = " high" if block.wide else ""
+        facts.append(f"{block.size} to {block.out_size} px{high}, kernel {block.kernel}, stride {block.stride}")
     if block.expands:
         facts.append(f"expansion {block.mid_channels / block.in_channels:.3g}")
     if block.squeeze:
@@ -75,9 +82,10 @@ def _words(block: Block) -> tuple[str, ...]:
     if block.kind == "mbconv":
         expansion = f"e{block.mid_channels / block.in_channels:.2g}" if block.expands else "e1"
         return f"k{block.kernel}{expansion}", str(block.out_channels)
-    return (f"k{block.kernel}" if block.kind == "stem" else {"head": "1×1", "mix": "mix", "classifier": "fc"}[block.kind]), str(
-        block.out_channels
-    )
+    return f"k{block.kernel}" if block.kind == "stem" else _SHORT[block.kind], str(block.out_channels)
+
+
+_SHORT = {"head": "1×1", "mix": "mix", "classifier": "fc", "deeplabv3": "aspp", "lraspp": "lr", "lraspp_low": "1×1"}
 
 
 def _bar(left: float, width: float, latency_ms: float | None, longest: float) -> Markup:

@@ -96,20 +96,21 @@ def accuracy(net: NetRecord, kind: AccuracyKind) -> float:
     return net.final_accuracy
 
 
-def front_figure(nets: Sequence[NetRecord], picks: Sequence[Pick], limit_ms: float | None) -> Figure:
+def front_figure(nets: Sequence[NetRecord], picks: Sequence[Pick], limit_ms: float | None, metric: str = "accuracy") -> Figure:
     """Error against latency. Filled marks are measured, hollow ones predicted; the line joins what nothing on the front beats.
 
     Args:
         nets: front and baselines; those without any latency are left out.
         picks: nets that get an arrow with their names.
         limit_ms: the latency constraint, or None.
+        metric: of the task; the error is what it lacks to 1.
     """
     kind = accuracy_kind(nets)
     points = _points(nets, kind)
     data = [_line([point for point in points if point.net.role == "front"], "--accent", "front")]
     for role, symbol, colour, size in (("front", "circle", "--accent", 11), ("baseline", "diamond", "--baseline", 13)):
         own = [point for point in points if point.net.role == role]
-        data += _marks(own, _Look(symbol, colour, size), picks, role, anchor)
+        data += _marks(own, _Look(symbol, colour, size), picks, role, anchor, metric=metric)
     layout = _front_layout(kind)
     layout["annotations"] = [
         {
@@ -210,7 +211,13 @@ def _line(points: Sequence[_Point], colour: str, group: str) -> dict[str, Any]:
 
 
 def _marks(
-    points: Sequence[_Point], look: _Look, picks: Sequence[Pick], group: str, place: Callable[[NetRecord], str]
+    points: Sequence[_Point],
+    look: _Look,
+    picks: Sequence[Pick],
+    group: str,
+    place: Callable[[NetRecord], str],
+    *,
+    metric: str = "accuracy",
 ) -> list[dict[str, Any]]:
     """Filled marks of what was measured, hollow ones of the rest."""
     guessed = "estimated, not measured" if any(point.net.estimated for point in points) else "predicted"
@@ -226,7 +233,7 @@ def _marks(
                     "x": [point.latency_ms for point in shown],
                     "y": [point.error_percent for point in shown],
                     "customdata": [place(point.net) for point in shown],
-                    "hovertext": [_hover(point.net, picks) for point in shown],
+                    "hovertext": [_hover(point.net, picks, metric) for point in shown],
                     "hovertemplate": "%{hovertext}<extra></extra>",
                     "meta": group,
                     "marker": {
@@ -336,11 +343,11 @@ def _axis(title: str) -> dict[str, Any]:
     }
 
 
-def _hover(net: NetRecord, picks: Sequence[Pick]) -> str:
+def _hover(net: NetRecord, picks: Sequence[Pick], metric: str) -> str:
     lines = [f"<b>{escape(net.id)}</b> {escape(', '.join(labels(net, picks)))}"]
     alone = "" if net.tuned_accuracy is None else f" (before it was tuned alone {percent(net.test_accuracy)} %)"
     tested = "" if net.final_accuracy is None else f"test {percent(net.final_accuracy)} %{alone}, "
-    lines.append(f"accuracy: {tested}validation {percent(net.validation_accuracy)} %")
+    lines.append(f"{metric}: {tested}validation {percent(net.validation_accuracy)} %")
     if net.measured_p50_ms is not None:
         p90 = "" if net.measured_p90_ms is None else f", p90 {milliseconds(net.measured_p90_ms)} ms"
         lines.append(f"measured: p50 {milliseconds(net.measured_p50_ms)} ms{p90}{', unstable' if net.unstable else ''}")

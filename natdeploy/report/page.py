@@ -44,10 +44,11 @@ from natdeploy.space import Arch, Block
 from natdeploy.stopwatch import share_of_passes
 from natdeploy.store import FileRecord, LatencyRecord, NetRecord
 
+_BEFORE = "before, %"
 _COLUMNS = (
     "input, px",
     "test, %",
-    "before, %",
+    _BEFORE,
     "valid., %",
     "in runtime, %",
     "p50, ms",
@@ -109,6 +110,7 @@ class PageData:
         standing: how far the run is; None is the same as finished.
         command_name: how the command line calls the run.
         unknown: why a part of what the page shows of other runs is missing; None where nothing is.
+        metric: of the run's task, by which nets are judged; an error is what it lacks to 1.
     """
 
     title: str
@@ -137,6 +139,7 @@ class PageData:
     standing: Standing | None = None
     command_name: str = "RUN"
     unknown: str | None = None
+    metric: str = "accuracy"
 
 
 def write_page(path: Path, data: PageData) -> None:
@@ -162,7 +165,7 @@ def render(data: PageData, *, served: bool = False) -> str:
 def _figures(data: PageData) -> dict[str, Figure]:
     figures = {}
     if any(latency_ms(net) is not None for net in data.nets):
-        figures["front"] = front_figure(data.nets, data.picks, data.latency_limit_ms)
+        figures["front"] = front_figure(data.nets, data.picks, data.latency_limit_ms, data.metric)
     if len(data.rounds) > 1:
         figures["history"] = history_figure(data.rounds)
     if (agreement := agreement_figure(data.nets)) is not None:
@@ -225,7 +228,7 @@ def _picks(data: PageData) -> Markup:
     for pick in data.picks:
         net = nets[pick.id]
         latency = latency_ms(net)
-        figures = [element("div", element("b", f"{percent(accuracy(net, kind))} %"), element("span", f"{kind} accuracy"))]
+        figures = [element("div", element("b", f"{percent(accuracy(net, kind))} %"), element("span", f"{kind} {data.metric}"))]
         if latency is not None:
             guessed = "estimated, not measured" if net.estimated else "predicted"
             how = guessed if net.measured_p50_ms is None else "p50, measured"
@@ -236,7 +239,7 @@ def _picks(data: PageData) -> Markup:
                 "div",
                 element("h2", pick.rule, element("a", net.id, href=f"#{anchor(net)}")),
                 element("div", *figures, class_="figures"),
-                element("p", _validated(net), class_="note") if kind == "test" else "",
+                element("p", _validated(net, data.metric), class_="note") if kind == "test" else "",
                 element("p", gain, class_="gain") if gain else "",
                 element("p", pick.reason, class_="note"),
                 class_="pick",
@@ -245,8 +248,8 @@ def _picks(data: PageData) -> Markup:
     return element("div", *cards, class_="picks")
 
 
-def _validated(net: NetRecord) -> str:
-    return f"validation accuracy {percent(net.validation_accuracy)} % in the search, before the front was trained on"
+def _validated(net: NetRecord, metric: str) -> str:
+    return f"validation {metric} {percent(net.validation_accuracy)} % in the search, before the front was trained on"
 
 
 def _gain(net: NetRecord, baseline: NetRecord, kind: AccuracyKind) -> str:
@@ -264,10 +267,11 @@ def _gain(net: NetRecord, baseline: NetRecord, kind: AccuracyKind) -> str:
 def _front_note(data: PageData) -> Markup:
     kind = accuracy_kind(data.nets)
     front = [net for net in data.nets if net.role == "front"]
-    sentences = [f"Accuracy is of the {kind} images; latency is of one image, the median of n runs (p50)."]
+    metric = f"{data.metric[0].upper()}{data.metric[1:]}"
+    sentences = [f"{metric} is of the {kind} images; latency is of one image, the median of n runs (p50)."]
     if not _finished(data):
         sentences = [
-            "Accuracy is of the validation images, with the weights by which a net was last judged. At the end the front is "
+            f"{metric} is of the validation images, with the weights by which a net was last judged. At the end the front is "
             "trained on, tested, and compared with the seed network. Latency is of one image.",
         ]
     if any(net.measured_p50_ms is None for net in data.nets):
@@ -285,12 +289,15 @@ def _front_note(data: PageData) -> Markup:
 def _nets(data: PageData) -> Markup:
     extra = further(data.nets)
     searched = ("precision",) if precisions_searched(data.nets) else ()
-    head = element("tr", element("th", "net"), *(element("th", each, class_="number") for each in (*searched, *_COLUMNS, *extra)))
+    columns = [each for each in _COLUMNS if each != _BEFORE or _tuned(data)]
+    head = element("tr", element("th", "net"), *(element("th", each, class_="number") for each in (*searched, *columns, *extra)))
     bodies = [_net(net, data, extra) for net in by_latency(data.nets)]
     table = element("table", element("thead", head), *bodies, class_="nets")
     note = element(
         "p",
-        "Fastest first. Before: test accuracy before a net was tuned alone. In runtime: test accuracy of the exported file in "
+        "Fastest first. "
+        + (f"Before: test {data.metric} before a net was tuned alone. " if _tuned(data) else "")
+        + f"In runtime: test {data.metric} of the exported file in "
         "the target's runtime. p50, p90: latency, measured in so "
         "many runs. Off: prediction against p50. Parity: largest difference between the file's logits and torch's on real images, "
         "relative to the largest logit of the image."
@@ -298,6 +305,11 @@ def _nets(data: PageData) -> Markup:
         class_="note",
     )
     return join(element("div", table, class_="wide"), note)
+
+
+def _tuned(data: PageData) -> bool:
+    """Whether a net was tuned alone at the end."""
+    return any(net.tuned_accuracy is not None for net in data.nets)
 
 
 def _files_of(net: NetRecord, files: Iterable[FileRecord]) -> list[FileRecord]:
@@ -316,7 +328,7 @@ def _net(net: NetRecord, data: PageData, extra: Sequence[str]) -> Markup:
         *((net.precision or MISSING,) if precisions_searched(data.nets) else ()),
         str(Arch.parse(net.arch).resolution),
         percent(net.final_accuracy),
-        MISSING if net.tuned_accuracy is None else percent(net.test_accuracy),
+        *((MISSING if net.tuned_accuracy is None else percent(net.test_accuracy),) if _tuned(data) else ()),
         percent(net.validation_accuracy),
         percent(files[0].test_accuracy if files else None),
         milliseconds(net.measured_p50_ms),
@@ -344,7 +356,7 @@ _LEGEND = (
 
 
 def _details(net: NetRecord, data: PageData) -> Markup:
-    """What a net looks like, what its blocks cost, and its files; closed until somebody asks."""
+    """What a net looks like, what its blocks cost, its files, and where it was timed; closed until somebody asks."""
     parts: list[str] = []
     if blocks := data.blocks.get(net.arch):
         block_ms = data.block_ms.get(net.arch)
@@ -354,7 +366,9 @@ def _details(net: NetRecord, data: PageData) -> Markup:
         parts.append(element("p", data.undrawn, class_="note"))
     files = [file for file in data.files if (file.role, file.id) == (net.role, net.id)]
     parts.append(_file_table(files) if files else element("p", "No files were exported.", class_="note"))
-    return element("details", element("summary", "blocks and files"), *parts)
+    if timed := [each for each in data.latencies if (each.role, each.id) == (net.role, net.id)]:
+        parts.append(_latency_table(timed))
+    return element("details", element("summary", "blocks, files and times"), *parts)
 
 
 def _file_table(files: Sequence[FileRecord]) -> Markup:
@@ -374,7 +388,32 @@ def _file_table(files: Sequence[FileRecord]) -> Markup:
                 element("td", f"refused: {file.refused}" if file.refused else ""),
             )
         )
-    heads = (element("th", each, class_="number" if "," in each else "") for each in head)
+    return _small_table(head, rows)
+
+
+def _latency_table(latencies: Sequence[LatencyRecord]) -> Markup:
+    head = ("timed on", "p50, ms", "p90, ms", "mean, ms", "runs", "memory, MB", "energy, mJ", "")
+    rows = []
+    for each in latencies:
+        times = (milliseconds(each.p50_ms), milliseconds(each.p90_ms), milliseconds(each.mean_ms), str(each.n))
+        others = (quantity(each.peak_memory_mb), quantity(each.energy_mj))
+        rows.append(
+            element(
+                "tr",
+                element("td", each.target),
+                *(element("td", number, class_="number") for number in (*times, *others)),
+                element("td", "unstable" if each.unstable else ""),
+            )
+        )
+    note = (
+        "Memory: what the process's peak rose by when the net was loaded and run. Energy: of a run, less that of the idle device."
+    )
+    return join(_small_table(head, rows), element("p", note, class_="note"))
+
+
+def _small_table(head: Sequence[str], rows: Sequence[Markup]) -> Markup:
+    """Of one net; numbers have a unit, or are runs."""
+    heads = (element("th", each, class_="number" if "," in each or each == "runs" else "") for each in head)
     return element("table", element("thead", element("tr", *heads)), element("tbody", *rows), class_="exported")
 
 

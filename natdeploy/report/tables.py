@@ -84,9 +84,9 @@ def quantity(value: float | None) -> str:
     return MISSING if value is None else f"{value:.3g}"
 
 
-def front_table(nets: Sequence[NetRecord], picks: Sequence[Pick] = ()) -> Table:
+def front_table(nets: Sequence[NetRecord], picks: Sequence[Pick] = (), metric: str = "accuracy") -> Table:
     """The nets, fastest first, one line each, no wider than 80 columns: where precision was searched, it takes the place of further
-    objectives and of the accuracy before tuning.
+    objectives and of the accuracy before tuning. Of another `metric` than accuracy a line below tells the name.
     """
     searched = precisions_searched(nets)
     # Ids that tell a precision are longer: the gap of the box between columns has to do then.
@@ -123,7 +123,8 @@ def front_table(nets: Sequence[NetRecord], picks: Sequence[Pick] = ()) -> Table:
     notes = {
         f"{UNSTABLE} unstable: processes differ by more than 3 %": any(net.unstable for net in nets),
         f"{ESTIMATED} estimated from the device's specification sheet, not measured": any(net.estimated for net in nets),
-        "before: test accuracy before the net was tuned alone": tuned,
+        f"before: test {metric} before the net was tuned alone": tuned,
+        f"test, valid.: {metric}": metric != "accuracy",
     }
     if any(notes.values()):
         table.caption = "\n".join(note for note, applies in notes.items() if applies)
@@ -132,7 +133,7 @@ def front_table(nets: Sequence[NetRecord], picks: Sequence[Pick] = ()) -> Table:
 
 
 def net_json(net: NetRecord, picks: Sequence[Pick] = ()) -> dict[str, Any]:
-    """One net for programs: accuracies in 0..1, latencies in ms, counts in units."""
+    """One net for programs: accuracies, which are the task's metric, in 0..1, latencies in ms, counts in units."""
     record = asdict(net)
     return {
         "id": record.pop("id"),
@@ -143,5 +144,5 @@ def net_json(net: NetRecord, picks: Sequence[Pick] = ()) -> dict[str, Any]:
 
 
 def file_json(file: FileRecord) -> dict[str, Any]:
-    """One file for programs: accuracies in 0..1."""
+    """One file for programs: accuracies, which are the task's metric, in 0..1."""
     return asdict(file)

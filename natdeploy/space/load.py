@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
@@ -48,7 +48,7 @@ def load_space(path: Path) -> SearchSpace:
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UsageError(f"space file {path}: it needs a table [[stages]] for each stage")
     stages = tuple(_build(Stage, table, f"space file {path}, stage {number}") for number, table in enumerate(tables))
-    space = _build(SearchSpace, values, f"space file {path}", stages=stages, precisions=(), output_stride=None)
+    space = _build(SearchSpace, values, f"space file {path}", stages=stages, **_TASK_AND_SEARCH)
     for number, stage in enumerate(space.stages):
         for width in space.widths:
             for place in range(min(2, stage.max_depth)):
@@ -63,8 +63,15 @@ def load_space(path: Path) -> SearchSpace:
     return space
 
 
-_NOT_KEYS = ("stages", "precisions", "output_stride")
-"""Fields that are no keys of a space's file: the first has tables of its own, the others belong to a search and to a task."""
+_TASK_AND_SEARCH: Mapping[str, Any] = {"precisions": (), "output_stride": None, "dense": None, "aspect": 1.0}
+"""Fields that are no keys of a space's file, for a search or a task sets them; as they are where neither does."""
+_NOT_KEYS = ("stages", *_TASK_AND_SEARCH)
+"""The first has tables of its own."""
+
+
+def plain_space(space: SearchSpace) -> SearchSpace:
+    """The same architectures as a file has them, without what a search or a task adds."""
+    return replace(space, **_TASK_AND_SEARCH)
 
 
 def space_toml(space: SearchSpace) -> str:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from natdeploy.errors import UsageError
 from natdeploy.space.arch import Arch, Layer
 from natdeploy.space.blocks import ACTIVATIONS, Activation, Block
+from natdeploy.space.dense import LOW_STRIDE, HeadSpec, input_size
 
 Genotypes = npt.NDArray[np.int64]
 
@@ -43,6 +44,12 @@ def mid_channels(in_channels: int, expansion: float) -> int:
 def squeeze_channels(mid: int) -> int:
     """Hidden channels of squeeze-and-excitation: a quarter (MobileNetV3, arXiv 1905.02244)."""
     return make_divisible(mid // 4)
+
+
+def _smaller(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Height of what is so many times smaller, and its width where it is another one, else 0: `Block.size` and `Block.wide`."""
+    height, width = (-(-side // stride) for side in size)
+    return height, 0 if width == height else width
 
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
@@ -140,7 +147,7 @@ class SearchSpace:
 
     Attributes:
         name: what users call it; lower-case letters, digits and _.
-        resolutions: sides of the square input, px, ascending.
+        resolutions: heights of the input, px, ascending; it is a square but for `aspect`.
         widths: channel multipliers, ascending.
         stem_channels: of the first convolution, at width 1.
         stem_stride: of the first convolution.
@@ -155,6 +162,8 @@ class SearchSpace:
         precisions: that a search chooses among, a variable beside the architecture's own; none where the target decides.
         output_stride: at most by this much the stages make the image smaller; from there on they dilate their kernels instead
             (`strides`). A dense task sets it; None where every stage takes its own stride.
+        dense: head of a dense task, in place of all behind the stages.
+        aspect: width of the images to their height, which inputs follow (`input_size`); 1 is a square.
     """
 
     name: str
@@ -172,6 +181,8 @@ class SearchSpace:
     first_residual: bool = True
     precisions: tuple[str, ...] = ()
     output_stride: int | None = None
+    dense: HeadSpec | None = None
+    aspect: float = 1.0
 
     def __post_init__(self) -> None:
         _require(_NAME.fullmatch(self.name) is not None, "name", self.name, "must be lower-case letters, digits and _")
@@ -187,6 +198,7 @@ class SearchSpace:
             )
             rule = f"must be one of {', '.join(map(str, possible))}, where a stage of space {self.name} ends"
             _require(self.output_stride in possible, "output_stride", self.output_stride, rule)
+        _require(self.aspect > 0, "aspect", self.aspect, "must be positive")
 
     # ---- shape
 
@@ -314,12 +326,23 @@ class SearchSpace:
             result.append((stride, first, dilation))
         return tuple(result)
 
-    def stage_size(self, stage: int, resolution: int) -> int:
-        """Side of the feature map that enters a stage, px."""
-        size = -(-resolution // self.stem_stride)
-        for stride, _, _ in self.strides[:stage]:
-            size = -(-size // stride)
-        return size
+    def input_size(self, resolution: int) -> tuple[int, int]:
+        """Height and width of the input at a resolution, px."""
+        return input_size(resolution, self.aspect)
+
+    def stage_size(self, stage: int, resolution: int) -> tuple[int, int]:
+        """Height of the feature map that enters a stage, px, and its width where it is another one, 0 of a square."""
+        return _smaller(self.input_size(resolution), self.stem_stride * prod(stride for stride, _, _ in self.strides[:stage]))
+
+    def low_stage(self) -> int:
+        """The last stage that makes the image at most `LOW_STRIDE` times smaller, whatever the output stride."""
+        reached = accumulate((stage.stride for stage in self.stages), mul, initial=self.stem_stride)
+        return max(0, sum(stride <= LOW_STRIDE for stride in list(reached)[1:]) - 1)
+
+    @property
+    def reached_stride(self) -> int:
+        """By how much stem and stages make the image smaller."""
+        return self.stem_stride * prod(stride for stride, _, _ in self.strides)
 
     # ---- architectures
 
@@ -344,7 +367,7 @@ class SearchSpace:
                     )
 
     def blocks(self, arch: Arch, classes: int) -> tuple[Block, ...]:
-        """The blocks of an architecture that classifies, in the order data flows."""
+        """The blocks of an architecture, in the order data flows; those of a dense head last."""
         return (*self.backbone(arch), *self._tail(arch.resolution, arch.width, classes))
 
     def backbone(self, arch: Arch) -> tuple[Block, ...]:
@@ -371,15 +394,17 @@ class SearchSpace:
 
     def _stem(self, resolution: int, width: float) -> Block:
         channels = self.stem_out(width)
-        return Block("stem", resolution, 3, channels, channels, 3, self.stem_stride, self.stem_activation)
+        height, wide = _smaller(self.input_size(resolution), 1)
+        return Block("stem", height, 3, channels, channels, 3, self.stem_stride, self.stem_activation, wide=wide)
 
     def layer_block(self, number: int, place: int, layer: Layer, resolution: int, width: float) -> Block:
         """The block of a layer at a place of stage `number`."""
         stage = self.stages[number]
         before, out = self.stage_in(number, width), self.stage_out(number, width)
-        size, (stride, dilation, following) = self.stage_size(number, resolution), self.strides[number]
+        (size, wide), (stride, dilation, following) = self.stage_size(number, resolution), self.strides[number]
         if place > 0:
-            before, size, stride, dilation = out, -(-size // stride), 1, following
+            before, stride, dilation = out, 1, following
+            size, wide = self.stage_size(number + 1, resolution)
         mid = mid_channels(before, layer.expansion)
         return Block(
             kind="mbconv",
@@ -394,16 +419,34 @@ class SearchSpace:
             # Where a stride was taken away no shortcut appears: the weights are those of a layer that had none.
             residual=(place > 0 or (stage.stride == 1 and self.first_residual)) and before == out,
             dilation=dilation if layer.kernel > 1 else 1,
+            wide=wide,
         )
 
     def _tail(self, resolution: int, width: float, classes: int) -> tuple[Block, ...]:
+        if self.dense is not None:
+            return self._dense_tail(self.dense, resolution, width, classes)
         channels, head, mix = self.stage_out(len(self.stages) - 1, width), self.head_out(width), self.mix_out(width)
-        size = self.stage_size(len(self.stages), resolution)
-        tail = [Block("head", size, channels, channels, head, 1, 1, self.head_activation)]
+        size, wide = self.stage_size(len(self.stages), resolution)
+        tail = [Block("head", size, channels, channels, head, 1, 1, self.head_activation, wide=wide)]
         if mix:
             tail.append(Block("mix", 1, head, head, mix, 1, 1, self.head_activation, bias=self.mix_bias))
         features = self.features(width)
         return (*tail, Block("classifier", 1, features, features, classes, 1, 1, bias=True))
+
+    def _dense_tail(self, spec: HeadSpec, resolution: int, width: float, classes: int) -> tuple[Block, ...]:
+        channels, reached = self.stage_out(len(self.stages) - 1, width), self.reached_stride
+        size, wide = _smaller(self.input_size(resolution), 1)
+        if spec.kind == "deeplabv3":
+            rates = spec.rates_at(reached)
+            return (Block(spec.kind, size, channels, spec.channels, classes, 3, reached, "relu", wide=wide, rates=rates),)
+        low = self.low_stage()
+        stride = self.stem_stride * prod(stride for stride, _, _ in self.strides[: low + 1])
+        height, low_wide = self.stage_size(low + 1, resolution)
+        inputs = self.stage_out(low, width)
+        return (
+            Block(spec.kind, size, channels, spec.channels, classes, 1, reached, "relu", wide=wide, low_stride=stride),
+            Block("lraspp_low", height, inputs, inputs, classes, 1, 1, "relu", wide=low_wide),
+        )
 
     # ---- genotypes
 

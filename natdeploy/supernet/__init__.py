@@ -2,7 +2,7 @@
 
 from natdeploy.supernet.calibrate import calibrate
 from natdeploy.supernet.detect import InputConvention, choose_input, stated_input
-from natdeploy.supernet.heads import HEAD_KINDS, HeadSpec, build_head
+from natdeploy.supernet.heads import build_head
 from natdeploy.supernet.layers import Padding
 from natdeploy.supernet.mixture import Mixture, codes_of, mixed, stages_of
 from natdeploy.supernet.network import Supernet
@@ -12,8 +12,6 @@ from natdeploy.supernet.subnet import Subnet, build_block
 from natdeploy.supernet.weights import Seed, load_supernet, read_seed, restore, save_supernet, supernet_of, write_seed
 
 __all__ = [
-    "HEAD_KINDS",
-    "HeadSpec",
     "InputConvention",
     "Mixture",
     "Padding",

@@ -3,61 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
-from operator import mul
-from typing import Literal, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from natdeploy.errors import UsageError
-from natdeploy.space import SearchSpace
-
-HeadKind = Literal["deeplabv3", "lraspp"]
-HEAD_KINDS: tuple[HeadKind, ...] = ("deeplabv3", "lraspp")
-
-LOW_STRIDE = 8
-"""Of the features that LR-ASPP takes besides the last (MobileNetV3, arXiv 1905.02244, section 6.4)."""
-
-_ASPP_STRIDE = 16
-"""Output stride that `HeadSpec.rates` are meant for; at 8 they are twice as large (arXiv 1706.05587, section 3.3)."""
+from natdeploy.space import Block, SearchSpace
 
 
-@dataclass(frozen=True)
-class HeadSpec:
-    """Which head, and how large. It is not searched: every architecture of a supernet has the same one.
-
-    Attributes:
-        kind: `deeplabv3`: separable ASPP on the last stage (arXiv 1706.05587, 1802.02611); `lraspp`: MobileNetV3's, on the last
-            stage and the last one of stride 8.
-        channels: of every branch; published are 256 for DeepLabV3 and 128 for LR-ASPP.
-        rates: dilations of ASPP's 3x3 branches at output stride 16.
-    """
-
-    kind: HeadKind
-    channels: int = 256
-    rates: tuple[int, ...] = (6, 12, 18)
-
-    def __post_init__(self) -> None:
-        if self.kind not in HEAD_KINDS:
-            raise UsageError(f"there is no head {self.kind!r}; choose one of {', '.join(HEAD_KINDS)}")
-        if self.channels < 1 or min(self.rates, default=0) < 1:
-            raise UsageError(f"a head needs channels and rates of 1 or more, not {self.channels} and {list(self.rates)}")
-
-
-def build_head(spec: HeadSpec, space: SearchSpace, width: float, classes: int) -> nn.Module:
-    """The head on the features of a space's stages, with torch's default initial weights.
+def build_head(space: SearchSpace, width: float, classes: int) -> nn.Module:
+    """The dense head of a space on the features of its stages, with torch's default initial weights.
 
     It takes the outputs of all stages, first to last, (n, c, h, w) each, and gives logits (n, classes, h', w') at the size of the
     largest of those it reads; `upsample` brings them to the image's.
     """
+    spec = space.dense
+    assert spec is not None, "a space without a dense head has pooling and a linear layer"
     outs = [space.stage_out(number, width) for number in range(len(space.stages))]
     if spec.kind == "lraspp":
-        low = _low_stage(space)
+        low = space.low_stage()
         return LRASPP(low, outs[low], outs[-1], spec.channels, classes)
-    reached = space.output_stride or space.total_stride
-    return DeepLabV3(outs[-1], spec.channels, [max(1, rate * _ASPP_STRIDE // reached) for rate in spec.rates], classes)
+    return DeepLabV3(outs[-1], spec.channels, spec.rates_at(space.reached_stride), classes)
 
 
 def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -106,7 +72,30 @@ class LRASPP(nn.Module):
         return cast(Tensor, self.lraspp({"low": features[self.low], "high": features[-1]}))
 
 
-def _low_stage(space: SearchSpace) -> int:
-    """The last stage that makes the image at most `LOW_STRIDE` times smaller, whatever the output stride."""
-    reached = accumulate((stage.stride for stage in space.stages), mul, initial=space.stem_stride)
-    return max(0, sum(stride <= LOW_STRIDE for stride in list(reached)[1:]) - 1)
+class HeadPart(nn.Module):
+    """A part of a dense head as a latency table has it: on the one feature map that enters it, with what becomes of its answers.
+
+    LR-ASPP is two parts; a network adds what they answer.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        inputs, mid, classes = block.in_channels, block.mid_channels, block.out_channels
+        self.size = block.size, block.wide or block.size
+        self.low = tuple(-(-side // block.low_stride) for side in self.size) if block.kind == "lraspp" else ()
+        self.part: nn.Module
+        if block.kind == "deeplabv3":
+            self.part = DeepLabV3(inputs, mid, block.rates, classes)
+        elif block.kind == "lraspp":
+            self.part = LRASPP(0, 1, inputs, mid, classes).lraspp
+        else:
+            self.part = nn.Conv2d(inputs, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (1, classes, h, w): of the image's size, or of the low features'."""
+        if isinstance(self.part, nn.Conv2d):
+            return cast(Tensor, self.part(x))
+        if isinstance(self.part, DeepLabV3):
+            return upsample(self.part([x]), self.size)
+        head = cast(Any, self.part)
+        return upsample(head.high_classifier(upsample(head.cbr(x) * head.scale(x), self.low)), self.size)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from natdeploy.space import Arch, Block, Layer, SearchSpace
-from natdeploy.supernet.heads import HeadSpec, build_head, upsample
+from natdeploy.supernet.heads import build_head, upsample
 from natdeploy.supernet.layers import NORM_EPS, ElasticConv, ElasticMBConv, Padding, activate
 from natdeploy.supernet.subnet import Subnet, cropped_block
 
@@ -41,7 +41,6 @@ class Supernet(nn.Module):
         padding: convention of the convolutions of stride 2.
         norm_eps: added to the variance of batch normalisation.
         kernel_transforms: smaller kernels are learned maps of larger ones, as in once-for-all, instead of their centres.
-        head: for dense tasks; every architecture has it as it is.
         generator: source of chance for the initial weights; the same ones every time without it.
     """
 
@@ -54,7 +53,6 @@ class Supernet(nn.Module):
         padding: Padding = "symmetric",
         norm_eps: float = NORM_EPS,
         kernel_transforms: bool = False,
-        head: HeadSpec | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -78,19 +76,19 @@ class Supernet(nn.Module):
                         ElasticMBConv(block, padding=padding, norm_eps=norm_eps, transformed=transformed) for block in blocks
                     )
                 )
-            self._build_head(head)
+            self._build_head()
         self.to_empty(device="cpu")
         _initialise(self, generator or torch.Generator().manual_seed(0))
 
-    def _build_head(self, spec: HeadSpec | None) -> None:
-        """Pooling and a linear layer without a specification of another one."""
+    def _build_head(self) -> None:
+        """Pooling and a linear layer, or the dense head of the space, which every architecture has as it is."""
         space, width = self.space, self.width
-        self.dense = spec
+        self.dense = space.dense is not None
         self.head: ElasticConv | None = None
         self.mix: nn.Sequential | None = None
         self.classifier: nn.Module
-        if spec is not None:
-            self.classifier = build_head(spec, space, width, self.classes)
+        if self.dense:
+            self.classifier = build_head(space, width, self.classes)
             return
         inputs, channels = space.stage_out(len(space.stages) - 1, width), space.head_out(width)
         self.head = ElasticConv(inputs, channels, norm_eps=self.norm_eps, activation=space.head_activation)
@@ -103,9 +101,7 @@ class Supernet(nn.Module):
         old = next(self.classifier.parameters())
         with torch.device("meta"):
             classifier = (
-                nn.Linear(self.space.features(self.width), classes)
-                if self.dense is None
-                else build_head(self.dense, self.space, self.width, classes)
+                build_head(self.space, self.width, classes) if self.dense else nn.Linear(self.space.features(self.width), classes)
             )
         # Drawn on the processor, so that a seed gives the same weights on every device.
         _initialise(classifier.to_empty(device="cpu"), generator)
@@ -131,7 +127,7 @@ class Supernet(nn.Module):
         x = self.stem(x, self.stem.conv.out_channels, 3)
         for number, stage in enumerate(self.stages):
             x = run(number, cast(Sequence[ElasticMBConv], stage), x)
-            if self.dense is not None:  # what nobody will read should not be held
+            if self.dense:  # what nobody will read should not be held
                 features.append(x)
         if self.head is None:
             return upsample(self.classifier(features), size)
@@ -156,7 +152,7 @@ class Supernet(nn.Module):
         def build(block: Block, padding: Padding, norm_eps: float) -> nn.Module:
             return cropped_block(block, padding, norm_eps, next(sources))
 
-        head = None if self.dense is None else copy.deepcopy(self.classifier).eval().requires_grad_(True)
+        head = copy.deepcopy(self.classifier).eval().requires_grad_(True) if self.dense else None
         subnet = Subnet(self.space, arch, self.classes, self.padding, self.norm_eps, build=build, head=head)
         for module in (subnet, subnet.stages, *subnet.stages):  # blocks are built for evaluation
             module.training = False

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from natdeploy.space import Arch, Block, SearchSpace
 from natdeploy.space.blocks import Activation
-from natdeploy.supernet.heads import upsample
+from natdeploy.supernet.heads import HeadPart, build_head, upsample
 from natdeploy.supernet.layers import NORM_EPS, Padding, pads
 from natdeploy.supernet.mould import Mould
 
@@ -21,9 +21,11 @@ from natdeploy.supernet.mould import Mould
 def build_block(block: Block, padding: Padding = "symmetric", norm_eps: float = NORM_EPS) -> nn.Module:
     """The torch module of one block, with torch's default initial weights.
 
-    Its input is (n, in_channels, size, size), or (n, in_channels) behind the pooling. With padding `same` a module of stride 2 is
-    right only for sizes of the same parity as the block's.
+    Its input is (n, in_channels, size, size), or (n, in_channels) behind the pooling, or the features that enter a dense head. With
+    padding `same` a module of stride 2 is right only for sizes of the same parity as the block's.
     """
+    if block.dense:
+        return HeadPart(block)
     if block.kind == "mbconv":
         return MBConv(block, padding, norm_eps)
     if block.kind in {"stem", "head"}:
@@ -136,8 +138,8 @@ def cropped_block(block: Block, padding: Padding, norm_eps: float, source: nn.Mo
 @lru_cache(maxsize=8192)
 def block_mould(block: Block, padding: Padding, norm_eps: float) -> Mould:
     """The form of a block in evaluation mode."""
-    # Of the size, padding sees only whether it is even; so a form is kept once for all resolutions (40 KB each).
-    return _mould_of_parity(replace(block, size=2 - block.size % 2), padding, norm_eps)
+    # Of the size, padding sees only whether it is even, of height and width alike: one form (40 KB) is kept for all resolutions.
+    return _mould_of_parity(replace(block, size=2 - block.size % 2, wide=0), padding, norm_eps)
 
 
 @lru_cache(maxsize=512)
@@ -159,7 +161,7 @@ class Subnet(nn.Module):
         padding: convention of the convolutions of stride 2.
         norm_eps: added to the variance of batch normalisation, a dense head's apart.
         build: makes the blocks.
-        head: of `build_head`, for these classes; in place of pooling and a linear layer.
+        head: of `build_head`, for these classes, where the space has a dense head; with torch's initial weights by default.
     """
 
     def __init__(
@@ -175,14 +177,26 @@ class Subnet(nn.Module):
     ) -> None:
         super().__init__()
         self.space, self.arch, self.classes, self.padding, self.norm_eps = space, arch, classes, padding, norm_eps
-        blocks = space.blocks(arch, classes) if head is None else space.backbone(arch)
+        self.dense = space.dense is not None
+        blocks = space.backbone(arch) if self.dense else space.blocks(arch, classes)
         modules = (build(block, padding, norm_eps) for block in blocks)
         self.stem = next(modules)
         self.stages = nn.ModuleList(nn.Sequential(*(next(modules) for _ in stage)) for stage in arch.stages)
-        self.dense = head is not None
         self.head = None if self.dense else next(modules)
         self.mix = next(modules) if space.mix_channels and not self.dense else None
-        self.classifier = next(modules) if head is None else head
+        if head is None:
+            head = build_head(space, arch.width, classes) if self.dense else next(modules)
+        self.classifier = head
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """Of one image."""
+        return 1, 3, *self.space.input_size(self.arch.resolution)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of its answer."""
+        return (1, self.classes, *self.input_shape[2:]) if self.dense else (1, self.classes)
 
     def forward(self, x: Tensor) -> Tensor:
         images, features = x, list[Tensor]()

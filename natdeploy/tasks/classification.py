@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +25,11 @@ from natdeploy.tasks.augment import (
     probabilities,
     resize,
 )
-from natdeploy.tasks.data import Bytes, Indices, Splits, balanced_order
+from natdeploy.tasks.data import Bytes, Indices, Splits, balanced_order, evenly
+from natdeploy.tasks.distill import distillation
 from natdeploy.tasks.epochs import Epochs
-from natdeploy.tasks.pixels import PixelSource, read_whole
-from natdeploy.tasks.task import SplitName
+from natdeploy.tasks.pixels import OnDemand, PixelSource, read_whole
+from natdeploy.tasks.task import METRICS, SplitName, TaskName
 
 CACHE_BYTES = 2**28
 """For resized images: a search asks for the same ones for every architecture of a resolution."""
@@ -81,22 +83,48 @@ class Classification:
         self._order = Epochs(self._indices["train"], [seed, _ORDER])
         self._resized: dict[tuple[SplitName, int, int, int, int | None], tuple[Tensor, Indices]] = {}
 
+    name: TaskName = "classification"
+    metric_name = METRICS[name]
+    aspect = 1.0
+
     @property
     def classes(self) -> tuple[str, ...]:
         return self.pixels.source.classes
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.pixels.size, self.pixels.size
+
+    def input_size(self, resolution: int) -> tuple[int, int]:
+        return resolution, resolution
+
+    def fingerprint(self) -> str:
+        return self.pixels.source.fingerprint()
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.fingerprint(),
+            "splits": self.splits.to_json(self.pixels.source.paths),
+            "on_demand": isinstance(self.pixels, OnDemand),
+            "classes": list(self.classes),
+        }
+
     def with_splits(self, splits: Splits) -> Classification:
         """The same task with other parts of the same images."""
+        return self._with(splits, self.mean, self.std)
+
+    def with_input(self, mean: Sequence[float], std: Sequence[float]) -> Classification:
+        """The same task for networks that want their input with another mean and standard deviation."""
+        return self._with(self.splits, mean, std)
+
+    def _with(self, splits: Splits, mean: Sequence[float], std: Sequence[float]) -> Classification:
         return Classification(
-            self.pixels,
-            splits,
-            self.mean,
-            self.std,
-            self.seed,
-            flip=self.flip,
-            augmentation=self.augmentation,
-            device=self.device,
+            self.pixels, splits, mean, std, self.seed, flip=self.flip, augmentation=self.augmentation, device=self.device
         )
+
+    def photos(self, count: int, size: int) -> Tensor:
+        photos, _ = self.pixels.take(evenly(self._indices["train"], count))
+        return (resize(photos, max(size, self.pixels.size)).float() / 255).cpu()
 
     def train_batch(self, step: int, resolution: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Augmented training images: (b, 3, r, r) fp32 channels last, and labels (b,), or where images are mixed, probabilities
@@ -167,17 +195,16 @@ class Classification:
             return indices
         return balanced_order(indices, self.pixels.labels[torch.from_numpy(indices)].numpy(), [self.seed, _PART])[:limit]
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy with label smoothing against labels (b,) or probabilities (b, classes)."""
-        return cross_entropy(logits, targets.to(logits.device), label_smoothing=self.augmentation.label_smoothing)
+        return cross_entropy(outputs, targets.to(outputs.device), label_smoothing=self.augmentation.label_smoothing)
 
-    def correct(self, logits: Tensor, targets: Tensor) -> int:
-        """How many images have their highest logit at their own class."""
-        return int((logits.argmax(dim=1) == targets.to(logits.device)).sum())
+    def distillation(self, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        return distillation(outputs, teacher, temperature)
 
-    def tally(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """How many images are right, and how many there are, (2,)."""
-        return torch.tensor([self.correct(logits, targets), len(targets)])
+    def tally(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """How many images have their highest logit at their own class, and how many there are, (2,)."""
+        return torch.tensor([int((outputs.argmax(dim=1) == targets.to(outputs.device)).sum()), len(targets)])
 
     def metric(self, tally: Tensor) -> float:
         """Accuracy, 0..1."""

@@ -96,7 +96,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint parts of an ImageSet, each a tuple of ascending indices into it.
+    """Disjoint parts of a set of images, each a tuple of ascending indices into it.
 
     Attributes:
         train: the weights learn from these.
@@ -110,21 +110,21 @@ class Splits:
     calibration: tuple[int, ...]
     test: tuple[int, ...]
 
-    def to_json(self, images: ImageSet) -> dict[str, list[str]]:
-        """Paths of the images of each part, relative to the data folder."""
-        return {part.name: [images.paths[index] for index in getattr(self, part.name)] for part in fields(self)}
+    def to_json(self, paths: Sequence[str]) -> dict[str, list[str]]:
+        """Paths of the images of each part, relative to the data folder; `paths` (n) are those of the set."""
+        return {part.name: [paths[index] for index in getattr(self, part.name)] for part in fields(self)}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Sequence[str]], images: ImageSet) -> Splits:
-        """Reads what `to_json` wrote.
+    def from_json(cls, values: Mapping[str, Sequence[str]], paths: Sequence[str], root: Path) -> Splits:
+        """Reads what `to_json` wrote, for a set of images whose paths (n) below `root` are known.
 
         Raises:
             DataError: an image of the parts is not in the set any more.
         """
-        index = {path: i for i, path in enumerate(images.paths)}
+        index = {path: i for i, path in enumerate(paths)}
         gone = [path for part in fields(cls) for path in values[part.name] if path not in index]
         if gone:
-            raise DataError(f"{images.root} has changed: {listed(gone)} missing or damaged; restore it or start a new run")
+            raise DataError(f"{root} has changed: {listed(gone)} missing or damaged; restore it or start a new run")
         return cls(**{part.name: tuple(sorted(index[path] for path in values[part.name])) for part in fields(cls)})
 
 
@@ -315,6 +315,11 @@ def balanced_order(indices: Indices, labels: Indices, seed: Sequence[int]) -> In
         own = np.flatnonzero(labels == label)
         turns[own] = np.random.default_rng([*seed, int(label)]).permutation(len(own))
     return indices[np.lexsort((labels, turns))]
+
+
+def evenly(indices: Indices, count: int) -> Indices:
+    """At most `count` of the indices, evenly chosen."""
+    return indices[:: max(1, len(indices) // count)][:count]
 
 
 def _share(count: int, share: float) -> int:

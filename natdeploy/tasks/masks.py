@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,15 @@ IGNORE = 255
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 """Classes of CamVid's common split (SegNet, arXiv 1511.00561), in the order of their labels; 11 is void."""
 CAMVID_VOID = 11
+
+
+def palette(classes: int) -> tuple[tuple[int, int, int], ...]:
+    """Colours (R, G, B) that tell classes apart in a drawn mask: those of Pascal VOC, whose bits are dealt out to the three."""
+    return tuple(
+        tuple(sum(((label >> (3 * bit + colour)) & 1) << (7 - bit) for bit in range(8)) for colour in range(3))  # type: ignore[misc]
+        for label in range(classes)
+    )
+
 
 CLASSES_FILE = "classes.txt"
 
@@ -56,6 +66,22 @@ class MaskSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def fingerprint(self) -> str:
+        """SHA-256 that says whether this is the same data set: over name and size of every image and mask, and the classes.
+
+        Raises:
+            DataError: a file has gone since the folder was scanned.
+        """
+        digest = hashlib.sha256("\n".join(self.classes).encode())
+        for path in (*self.images, *self.masks):
+            try:
+                digest.update(f"{path}\0{(self.root / path).stat().st_size}\n".encode())
+            except OSError as error:
+                raise DataError(
+                    f"{self.root / path} cannot be read ({error.strerror}); leave the folder alone while it is used"
+                ) from error
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -195,13 +221,13 @@ def decode_masks(
         DataError: there is anything to leave out and `strict` is set, nothing is left, or it does not fit into memory.
     """
     progress = progress or Silent()
-    size = size or _first_size(found)
+    size = size or first_size(found)
     height, width = size
     needed, available = len(found) * 4 * height * width, available_bytes()
     if available is not None and needed > MEMORY_SHARE * available:
         raise DataError(
             f"{len(found)} images and masks of {width} x {height} px take {needed / 2**30:.1f} GB, more than half of the "
-            f"{available / 2**30:.1f} GB that are free; ask for a smaller size"
+            f"{available / 2**30:.1f} GB that are free; ask for a smaller size (`[masks]`, `height`)"
         )
     table = np.full(2**16, -1, dtype=np.int16)
     for value, label in found.labels.items():
@@ -242,7 +268,12 @@ def _reasons(root: Path, skipped: Sequence[tuple[str, str]]) -> str:
     return f": {len(skipped)} files of {root} cannot be used: {listed([f'{path} ({reason})' for path, reason in skipped])}"
 
 
-def _first_size(found: MaskSet) -> tuple[int, int]:
+def first_size(found: MaskSet) -> tuple[int, int]:
+    """Height and width of the first image that can be read, px.
+
+    Raises:
+        DataError: none can.
+    """
     for path in found.images:
         try:
             with Image.open(found.root / path) as image:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import Annotated
+from math import prod
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -12,14 +13,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
+from natdeploy.space import input_size
 from natdeploy.tasks.augment import Range, Views, jitter, log_uniform, normalise
-from natdeploy.tasks.data import Indices, Splits
+from natdeploy.tasks.data import Indices, Splits, evenly
+from natdeploy.tasks.distill import distillation
 from natdeploy.tasks.epochs import Epochs
 from natdeploy.tasks.masks import IGNORE, Masked
-from natdeploy.tasks.task import SplitName
+from natdeploy.tasks.task import METRICS, SplitName, TaskName
 
-STEP = 32
-"""Px in which widths differ from heights. At every stage down to a thirty-second, both are then even, or both odd."""
+BATCH_PIXELS = 2**20
+"""In a batch that nothing learns from, about: a network answers with a number for every class and pixel."""
 
 _ORDER, _WINDOWS, _PART = range(3)
 """Streams of chance: the order of an epoch, windows and colours of a step, the order of a part."""
@@ -77,6 +80,8 @@ class Segmentation:
     ) -> None:
         self.data = data
         self.splits = splits
+        self.mean = tuple(mean)
+        self.std = tuple(std)
         self.seed = seed
         self.augmentation = augmentation
         self.device = torch.device(device)
@@ -85,16 +90,52 @@ class Segmentation:
         self._indices = {part.name: np.array(getattr(splits, part.name)) for part in fields(splits)}
         self._order = Epochs(self._indices["train"], [seed, _ORDER])
 
+    name: TaskName = "segmentation"
+    metric_name = METRICS[name]
+
     @property
     def classes(self) -> tuple[str, ...]:
         return self.data.source.classes
 
-    def input_size(self, resolution: int) -> tuple[int, int]:
-        """Height and width of the input at a resolution, px: the shape of the images, as nearly as steps of `STEP` px allow."""
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.data.size
+
+    @property
+    def aspect(self) -> float:
         height, width = self.data.size
-        steps = round(resolution * (width / height - 1) / STEP)
-        least = -((resolution - 1) // STEP)  # leaves a column at least
-        return resolution, resolution + STEP * max(steps, least)
+        return width / height
+
+    def input_size(self, resolution: int) -> tuple[int, int]:
+        return input_size(resolution, self.aspect)
+
+    def fingerprint(self) -> str:
+        return self.data.source.fingerprint()
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.fingerprint(),
+            "splits": self.splits.to_json(self.data.source.images),
+            "image_size": list(self.image_size),
+            "classes": list(self.classes),
+        }
+
+    def with_splits(self, splits: Splits) -> Segmentation:
+        return self._with(splits, self.mean, self.std)
+
+    def with_input(self, mean: Sequence[float], std: Sequence[float]) -> Segmentation:
+        return self._with(self.splits, mean, std)
+
+    def _with(self, splits: Splits, mean: Sequence[float], std: Sequence[float]) -> Segmentation:
+        return Segmentation(self.data, splits, mean, std, self.seed, augmentation=self.augmentation, device=self.device)
+
+    def photos(self, count: int, size: int) -> Tensor:
+        """The middles of images, squares."""
+        images = self.data.images[torch.from_numpy(evenly(self._indices["train"], count))]
+        side = min(self.image_size)
+        top, left = ((extent - side) // 2 for extent in self.image_size)
+        side_out = max(size, side)
+        return resize_images(images[:, :, top : top + side, left : left + side], (side_out, side_out)).float() / 255
 
     def train_batch(self, step: int, resolution: int, batch_size: int) -> tuple[Tensor, Tensor]:
         """Augmented training images (b, 3, h, w) fp32 channels last, and labels (b, h, w) int64, `IGNORE` where there are none.
@@ -119,11 +160,12 @@ class Segmentation:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The images of a split, resized: (b, 3, h, w) fp32 channels last; labels (b, H, W) int64 at the data's own size.
 
-        So networks of different resolutions are compared by the same pixels.
+        So networks of different resolutions are compared by the same pixels. Batches of large images are smaller than `batch_size`.
         """
         indices = self._part(split, limit)
-        for start in range(0, len(indices), batch_size):
-            index = torch.from_numpy(indices[start : start + batch_size])
+        rows = min(batch_size, max(1, BATCH_PIXELS // prod(self.data.size)))
+        for start in range(0, len(indices), rows):
+            index = torch.from_numpy(indices[start : start + rows])
             images = resize_images(self.data.images[index], self.input_size(resolution)).to(self.device)
             yield normalise(images, self._mean, self._std), self.data.masks[index].to(self.device).long()
 
@@ -131,16 +173,20 @@ class Segmentation:
         indices = self._indices[split]
         return indices if limit is None else np.random.default_rng([self.seed, _PART]).permutation(indices)[:limit]
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy over the pixels that have a class, 0 where none has; logits are resized to the targets."""
-        targets = targets.to(logits.device)
-        total = cross_entropy(_at(logits, targets), targets, ignore_index=IGNORE, reduction="sum")
+        targets = targets.to(outputs.device)
+        total = cross_entropy(_at(outputs, targets), targets, ignore_index=IGNORE, reduction="sum")
         return total / (targets != IGNORE).sum().clamp(min=1)
 
-    def tally(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def distillation(self, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """Of every pixel; the teacher's answer is resized to the student's."""
+        return distillation(outputs, _at(teacher.detach(), outputs), temperature)
+
+    def tally(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Pixels by class and answer, (classes, classes) int64."""
-        targets = targets.to(logits.device)
-        return confusion(_at(logits, targets).argmax(1), targets, len(self.classes))
+        targets = targets.to(outputs.device)
+        return confusion(_at(outputs, targets).argmax(1), targets, len(self.classes))
 
     def metric(self, tally: Tensor) -> float:
         """Mean intersection over union, 0..1."""
@@ -176,7 +222,7 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _at(logits: Tensor, targets: Tensor) -> Tensor:
-    """Logits (n, classes, h, w) at the size of targets (n, H, W)."""
+    """Logits (n, classes, h, w) at the size of targets (..., H, W)."""
     if logits.shape[-2:] == targets.shape[-2:]:
         return logits
     return interpolate(logits, targets.shape[-2:], mode="bilinear", align_corners=False)

@@ -21,7 +21,6 @@ from natdeploy.space import Arch
 from natdeploy.supernet import Subnet, Supernet, calibrate
 from natdeploy.tasks import Task
 from natdeploy.training.batches import StepBatches
-from natdeploy.training.distill import distillation
 from natdeploy.training.group import ShardGroup
 from natdeploy.training.loop import Trainer, TrainSettings, freeze_features
 
@@ -191,7 +190,8 @@ class Adapter:
             # The largest net has nobody above it, at whatever resolution.
             taught = place > 0 if settings.teacher == "inplace" else arch.stages != lesson.largest.stages
             if answer is not None and taught:
-                loss = settings.label_weight * loss + settings.teacher_weight * distillation(logits, answer, settings.temperature)
+                learned = lesson.task.distillation(logits, answer, settings.temperature)
+                loss = settings.label_weight * loss + settings.teacher_weight * learned
             if settings.teacher == "inplace" and place == 0:
                 answer = logits.detach()
             yield loss if place == 0 else settings.student_weight * loss

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from natdeploy.stopwatch import timed
-from natdeploy.tasks import Task
+from natdeploy.tasks import Targets, Task, moved
 
 
 class StepBatches:
@@ -20,16 +20,16 @@ class StepBatches:
     def __init__(self, batch_size: int, device: torch.device) -> None:
         self._batch_size, self._device = batch_size, device
         self._of: tuple[Task, int] | None = None
-        self._held: dict[int, tuple[Tensor, Tensor]] = {}
+        self._held: dict[int, tuple[Tensor, Targets]] = {}
 
-    def get(self, task: Task, step: int, resolution: int, rows: slice) -> tuple[Tensor, Tensor]:
-        """Images (rows, 3, r, r) of a step, the same crops at every resolution, and their targets (rows,) or (rows, classes)."""
+    def get(self, task: Task, step: int, resolution: int, rows: slice) -> tuple[Tensor, Targets]:
+        """Images (rows, 3, r, r) of a step, the same crops at every resolution, and their targets."""
         if self._of is None or self._of[0] is not task or self._of[1] != step:
             self._of = (task, step)
             self._held.clear()
         if resolution not in self._held:
             with timed("images"):
                 images, targets = task.train_batch(step, resolution, self._batch_size)
-                self._held[resolution] = images.to(self._device), targets.to(self._device)
+                self._held[resolution] = images.to(self._device), moved(targets, self._device)
         images, targets = self._held[resolution]
         return images[rows], targets[rows]

@@ -24,7 +24,7 @@ from natdeploy.space import Arch, Genotypes, SearchSpace
 from natdeploy.space.space import FIRST_SLOT
 from natdeploy.stopwatch import timed
 from natdeploy.supernet import Mixture, Supernet, codes_of, mixed, stages_of
-from natdeploy.tasks import Task
+from natdeploy.tasks import Task, moved
 from natdeploy.training.loop import DivergedError
 
 _PATHS = 1
@@ -287,7 +287,7 @@ class Chooser:
             with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
                 mixture = Mixture.of(self.space, scaled, allowed)
                 answer = mixed(self._supernet, images.to(device), mixture, recompute=self.settings.memory == "recompute")
-                loss = self._task.loss(answer, targets.to(device))
+                loss = self._task.loss(answer, moved(targets, device))
             if not math.isfinite(value := float(loss.detach())):
                 raise DivergedError(f"the loss of the mixture is {value}", self.step, self.settings.learning_rate)
             whole = Mixture.of(self.space, scaled)

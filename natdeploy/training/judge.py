@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from natdeploy.space import Arch
 from natdeploy.stopwatch import timed
 from natdeploy.supernet import Subnet, Supernet, calibrate
-from natdeploy.tasks import SplitName, Task
+from natdeploy.tasks import SplitName, Tally, Targets, Task
+from natdeploy.tasks import total as summed
 
 BATCH = 64
 """Images at once when nothing is trained."""
@@ -51,7 +52,7 @@ def calibrated_subnet(supernet: Supernet, arch: Arch, task: Task) -> Subnet:
     return subnet
 
 
-def _read(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def _read(batches: Iterator[tuple[Tensor, Targets]]) -> Iterator[tuple[Tensor, Targets]]:
     while True:
         with timed("images"):
             batch = next(batches, None)
@@ -63,16 +64,21 @@ def _read(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Te
 @torch.inference_mode()
 def judge(subnet: Subnet, task: Task, split: SplitName, limit: int | None = None) -> Verdict:
     """A network in evaluation mode on the images of a split, or on the first `limit` of a fixed order of them."""
-    start = time.perf_counter()
     device = next(subnet.parameters()).device
-    tally, total, loss = torch.zeros((), dtype=torch.int64), 0, 0.0
+    batches = _read(task.batches(split, subnet.arch.resolution, BATCH, limit))
     with timed("judging: forward passes"):
-        for images, labels in _read(task.batches(split, subnet.arch.resolution, BATCH, limit)):
-            logits = subnet(images.to(device)).cpu()
-            tally = tally + task.tally(logits, labels)
-            loss += float(task.loss(logits, labels)) * len(labels)
-            total += len(labels)
-    return Verdict(task.metric(tally), total, loss / total, time.perf_counter() - start)
+        return verdict_of(task, ((subnet(images.to(device)).cpu(), targets) for images, targets in batches))
+
+
+def verdict_of(task: Task, answers: Iterable[tuple[Tensor, Targets]]) -> Verdict:
+    """What a network's answers (b, ...) to the batches of a split are worth, as they come."""
+    start = time.perf_counter()
+    tallies, total, loss = list[Tally](), 0, 0.0
+    for outputs, targets in answers:
+        tallies.append(task.tally(outputs, targets))
+        loss += float(task.loss(outputs, targets)) * len(outputs)
+        total += len(outputs)
+    return Verdict(task.metric(summed(tallies)), total, loss / total, time.perf_counter() - start)
 
 
 def judge_arch(supernet: Supernet, arch: Arch, task: Task, split: SplitName, limit: int | None = None) -> Verdict | str:

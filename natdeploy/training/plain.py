@@ -11,7 +11,6 @@ from torch import Tensor
 from natdeploy.supernet import Subnet
 from natdeploy.tasks import Task
 from natdeploy.training.batches import StepBatches
-from natdeploy.training.distill import distillation
 from natdeploy.training.group import ShardGroup
 from natdeploy.training.loop import Trainer, TrainSettings, freeze_features
 
@@ -78,7 +77,7 @@ class Finetuner:
             images, _ = self._batches.get(self._task, step, self._teacher.arch.resolution, rows)
             with torch.no_grad():
                 answer = self._teacher(images)
-            loss = loss + self._teacher_weight * distillation(logits, answer, self._temperature)
+            loss = loss + self._teacher_weight * self._task.distillation(logits, answer, self._temperature)
         yield loss
 
 

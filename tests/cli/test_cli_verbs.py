@@ -104,6 +104,7 @@ class Report:
     picks: tuple[Choice, ...] = (Choice(0, NET.id, "knee", "Going faster costs more."),)
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 1.0})
     adaptation: None = None
+    metric: str = "accuracy"
     summary: dict[str, Any] = field(default_factory=lambda: {"nets": [NET.id]})
 
 
@@ -350,6 +351,8 @@ def test_profile_says_how_well_it_predicts(monkeypatch: pytest.MonkeyPatch, tmp_
         "space": "mbv2",
         "seed_weights": None,
         "classes": 12,
+        "head": None,
+        "aspect": 1.0,
         "tables": tmp_path,
         "precision": None,
         "threads": None,

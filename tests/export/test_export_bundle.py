@@ -1,18 +1,21 @@
-"""The folder that is handed on: whole or not there, its card, and its programs in an interpreter that has nothing of natdeploy."""
+"""The folder that is handed on: whole or not there, its card, and its programs in environments of their runtime alone."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable
+import venv
+from collections.abc import Callable, Iterable
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 from torch.nn.functional import interpolate
 
@@ -69,7 +72,7 @@ def add(
         made.mkdir(exist_ok=True)
         path = made / format.file_name(precision)
         calibration = [image[None] for image in pictures(subnet, 8)[1]]
-        taken = input_facts("input", kind, subnet.arch.resolution, PHOTO if format.photos == "one" else None)
+        taken = input_facts("input", kind, subnet.input_shape[2:], PHOTO if format.photos == "one" else None)
         write(subnet, path, format, precision, input=taken, description=description, calibration=calibration)
         companions = format.runtime.companions(path)
         file = ModelFile(
@@ -203,33 +206,72 @@ def test_a_full_disk_keeps_the_old_file(add: Add, folder: Path, monkeypatch: pyt
     assert read_bundle(folder) == before
 
 
-RUNTIMES = {
-    "onnx": ("onnxruntime", "flatbuffers", "google"),
-    "openvino": ("openvino",),
-    "tflite": ("ai_edge_litert", "flatbuffers"),
-    "tensorrt": ("onnxruntime", "flatbuffers", "google"),
-}
-"""What the runtime of a format imports, beside numpy and Pillow."""
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "tflite": "ai-edge-litert", "tensorrt": "onnxruntime"}
+"""The distribution that the program of a format needs, beside numpy and Pillow."""
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "tflite": "ai_edge_litert"}
+REPORTS = "openvino-telemetry"
+"""Reports to its vendor when it is imported; OpenVINO does without it."""
+
+
+def required(names: Iterable[str], found: dict[str, Distribution] | None = None) -> dict[str, Distribution]:
+    """Distributions, and what they say they need here."""
+    found = {} if found is None else found
+    for name in names:
+        if canonicalize_name(name) not in found and name != REPORTS:
+            found[canonicalize_name(name)] = each = distribution(name)
+            needs = [Requirement(line) for line in each.requires or ()]
+            required([need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})], found)
+    return found
+
+
+def link(packages: Distribution, folder: Path) -> None:
+    """Puts the packages of a distribution into a folder, as links."""
+    for file in packages.files or ():
+        # Of packages that several distributions share a folder of, only its own part.
+        depth = 1 if len(file.parts) == 1 or (Path(str(packages.locate_file(file.parts[0]))) / "__init__.py").exists() else 2
+        part = Path(*file.parts[:depth])
+        if ".." not in part.parts and "__pycache__" not in part.parts and not os.path.lexists(folder / part):
+            (folder / part).parent.mkdir(exist_ok=True)
+            (folder / part).symlink_to(Path(str(packages.locate_file(part))))
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """What makes a folder to import from that has nothing but a runtime, numpy and Pillow."""
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """What makes a virtual environment that has a runtime, numpy, Pillow and what these need, and tells its interpreter."""
 
     def make(name: str) -> Path:
-        folder = tmp_path_factory.mktemp(name)
-        for package in ("numpy", "PIL", *RUNTIMES[name]):
-            spec = importlib.util.find_spec(package)
-            if spec is None or not spec.submodule_search_locations:
-                pytest.skip(f"{package} is missing; pip install 'natdeploy[{FORMATS[name].extra}]'")
-            place = Path(next(iter(spec.submodule_search_locations)))
-            (folder / package).symlink_to(place)
-            for libraries in place.parent.glob("*.libs"):  # that wheels bring along
-                if not (folder / libraries.name).exists():
-                    (folder / libraries.name).symlink_to(libraries)
-        return folder
+        if name not in made:
+            try:
+                packages = required((RUNTIMES[name], "numpy", "pillow"))
+            except PackageNotFoundError as error:
+                pytest.skip(f"{error.name} is missing; pip install 'natdeploy[{FORMATS[name].extra or 'all'}]'")
+            folder = tmp_path_factory.mktemp(name)
+            venv.create(folder, symlinks=os.name != "nt", with_pip=False)
+            (site,) = folder.glob("lib/python*/site-packages")
+            for each in packages.values():
+                link(each, site)
+            made[name] = folder / "bin" / "python"
+        return made[name]
 
+    made: dict[str, Path] = {}
     return make
+
+
+def run(python: Path, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Without what the environment's variables would add."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run([str(python), *arguments], cwd=folder, env=kept, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_the_environment_has_nothing_else(clean: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    others = ["torch", "natdeploy", "onnx", "nncf", "ai_edge_quantizer", "pip"]
+    others += [package for format, package in PACKAGES.items() if format != name]
+    for package in ("torch", "natdeploy"):
+        done = run(clean(name), "-c", f"import {package}", folder=tmp_path)
+        assert (done.returncode, f"No module named '{package}'" in done.stderr) == (1, True), package
+    there = f"import importlib.util; print([name for name in {[PACKAGES[name], *others]} if importlib.util.find_spec(name)])"
+    assert run(clean(name), "-c", there, folder=tmp_path).stdout.strip() == str([PACKAGES[name]])
 
 
 def code_lines(program: Path) -> list[str]:
@@ -237,12 +279,17 @@ def code_lines(program: Path) -> list[str]:
     return [line for line in program.read_text(encoding="utf-8").split('"""')[2].splitlines() if line]
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [(name, kind) for name in FORMATS for kind in INPUT_KINDS if kind != "photo" or FORMATS[name].photos != "none"],
-)
+PROGRAMS: dict[str, tuple[InputKind, ...]] = {
+    "onnx": ("nchw", "photo"),
+    "openvino": ("nchw", "photo"),
+    "tflite": INPUT_KINDS,
+    "tensorrt": ("nchw", "image"),
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kinds in PROGRAMS.items() for kind in kinds])
 def test_its_program_prints_the_class_of_a_photo(
-    add: Add, subnet: Subnet, bare: Callable[[str], Path], tmp_path: Path, *, name: str, kind: InputKind
+    add: Add, subnet: Subnet, clean: Callable[[str], Path], tmp_path: Path, *, name: str, kind: InputKind
 ) -> None:
     folder, photo = tmp_path / "bundle", tmp_path / "a photo.jpg"
     metadata = add(folder, name, kind=kind)
@@ -260,10 +307,7 @@ def test_its_program_prints_the_class_of_a_photo(
     first, second = expected.topk(2).values[0]
     assert first - second > 0.05, "rounding decides nothing"
 
-    # -S: no site-packages; -E, -s: none from the environment or the user.
-    start = "import sys, runpy; sys.path.insert(0, sys.argv[1]); del sys.argv[:2]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-S", "-E", "-s", "-c", start, str(bare(name)), str(elsewhere / f"classify_{name}.py"), str(photo)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = run(clean(name), str(elsewhere / f"classify_{name}.py"), str(photo), folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(code_lines(elsewhere / f"classify_{name}.py")) <= (16 if name == "tensorrt" else 15)
     assert done.stdout.splitlines()[-1] == metadata.description.labels[int(expected.argmax())]

@@ -61,7 +61,7 @@ def export(needs: Callable[[str], None], describe: Describe, pictures: Pictures,
         path = tmp_path / FORMATS[name].file_name(precision)
         _, images = pictures(subnet, 16)
         calibration = [image[None] for image in images]
-        wanted = input_facts("input", kind, subnet.arch.resolution, photo_size)
+        wanted = input_facts("input", kind, subnet.input_shape[2:], photo_size)
         write(subnet, path, FORMATS[name], precision, input=wanted, description=describe(subnet), calibration=calibration)
         return path
 
@@ -73,7 +73,7 @@ def compared(describe: Describe, pictures: Pictures) -> Callable[..., Parity]:
     """What compares a file with a subnet, in the runtime that checks it."""
 
     def compute(subnet: Subnet, path: Path, name: str, precision: str = "fp32", kind: InputKind = "nchw") -> Parity:
-        runtime, wanted = FORMATS[name].checked_by(), input_facts("input", kind, subnet.arch.resolution)
+        runtime, wanted = FORMATS[name].checked_by(), input_facts("input", kind, subnet.input_shape[2:])
         session = runtime.load(path, wanted.sizes, 1, precision, runtime.DELEGATES[0])
         _, images = pictures(subnet, 10)
         batches = [(each, torch.zeros(len(each))) for each in images.split(4)]
@@ -332,7 +332,7 @@ def test_a_format_of_one_size_wants_to_know_it() -> None:
 def test_bytes_of_an_image_are_found_again(make_subnet: Make, describe: Describe, pictures: Pictures) -> None:
     subnet = make_subnet(1)
     pixels, images = pictures(subnet, 3)
-    wanted = input_facts("input", "image", subnet.arch.resolution)
+    wanted = input_facts("input", "image", subnet.input_shape[2:])
     for image, expected in zip(images, pixels, strict=True):
         np.testing.assert_array_equal(as_input(image, wanted, describe(subnet).preprocessing)[0], expected.permute(1, 2, 0))
 

@@ -17,6 +17,7 @@ from natdeploy.hardware.device import host_facts, parse_target
 from natdeploy.latency.plan import make_plan
 from natdeploy.latency.table import BlockRow, Provenance, Role, SubnetRow, Table, Timing, write_table
 from natdeploy.pipeline import SearchConfig
+from natdeploy.pipeline.config import HeadSettings
 from natdeploy.pipeline.profile import table_folder
 from natdeploy.progress import Silent
 from natdeploy.runtimes import ort
@@ -58,6 +59,68 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
             grey = Image.fromarray((image / 16 * 255).astype(np.uint8))
             grey.resize((32, 32), Image.Resampling.BICUBIC).save(folder / str(label) / f"{number:02d}.png")
     return folder
+
+
+SCENE_CLASSES = ("ground", "thing")
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos of 64 x 32 px with masks: a bright thing on noisy ground, and a column of no class."""
+    folder, rng = tmp_path_factory.mktemp("scenes"), np.random.default_rng(0)
+    (folder / "classes.txt").write_text("\n".join(SCENE_CLASSES))
+    for part in ("images", "masks"):
+        (folder / part).mkdir()
+    for number in range(24):
+        mask = np.zeros((32, 64), dtype=np.uint8)
+        top, left = rng.integers(0, 16), rng.integers(0, 40)
+        mask[top : top + 16, left : left + 24] = 1
+        photo = np.clip(rng.normal(60, 20, (32, 64, 3)) + 120 * mask[..., None], 0, 255).astype(np.uint8)
+        mask[:, -1] = 255
+        Image.fromarray(photo).save(folder / "images" / f"{number:02d}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{number:02d}.png")
+    return folder
+
+
+SCENE_HEAD = HeadSettings(channels=16, output_stride=4)
+
+
+@pytest.fixture(scope="session")
+def dense_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a table of the demo space with a small head, at the scenes' shape."""
+    folder = tmp_path_factory.mktemp("dense tables")
+    _write_table(folder, SCENE_HEAD.on(get_space("demo"), 2.0), classes=len(SCENE_CLASSES), macs_per_ms=2e7)
+    return folder
+
+
+@pytest.fixture
+def dense_config(scenes: Path, seed_file: Path, dense_tables: Path, tmp_path: Path) -> SearchConfig:
+    """A search for segmentation, of seconds."""
+    return _dense_config(scenes, seed_file, dense_tables, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def dense_finished(tmp_path_factory: pytest.TempPathFactory, scenes: Path, seed_file: Path, dense_tables: Path) -> SearchConfig:
+    """One of them, run to its end, for all tests of a file that only look at it."""
+    config = _dense_config(scenes, seed_file, dense_tables, tmp_path_factory.mktemp("finished") / "run")
+    pipeline.search(config)
+    return config
+
+
+def _dense_config(data: Path, seed: Path, tables: Path, out: Path) -> SearchConfig:
+    return SearchConfig(
+        task="segmentation",
+        data=data,
+        out=out,
+        space="demo",
+        seed_weights=seed,
+        head=SCENE_HEAD,
+        constraints=("latency<=1ms",),
+        tables=tables,
+        schedule={"epochs": 12},
+        nat={"initial": 10, "rounds": 1, "infill": 2, "parents": 4, "population": 12, "generations": 4, "measure_every": 0},
+        adapt={"train": {"batch_size": 8}},
+    )
 
 
 @pytest.fixture(scope="session")
@@ -103,16 +166,18 @@ def made_up_table() -> Callable[..., None]:
     return _write_table
 
 
-def _write_table(folder: Path, space: SearchSpace, precision: str = "fp32", macs_per_ms: float = 5e6) -> None:
+def _write_table(
+    folder: Path, space: SearchSpace, precision: str = "fp32", macs_per_ms: float = 5e6, classes: int = CLASSES
+) -> None:
     """A table that says it was measured here, whose latencies are those of so many MACs."""
     target = parse_target("host", precision=precision)
-    plan = make_plan(space, CLASSES, blocks=60, least=60, fit=14, test=24, seed=0)
+    plan = make_plan(space, classes, blocks=60, least=60, fit=14, test=24, seed=0)
 
     def timing(macs: float) -> Timing:
         return Timing(0.002 + macs / macs_per_ms, 0.002 + macs / macs_per_ms, 100, 3, False)
 
     roles: list[tuple[Role, object]] = [*(("fit", arch) for arch in plan.fit), *(("test", arch) for arch in plan.test)]
-    subnets = tuple(SubnetRow(arch, role, timing(float(cost(space, [arch], CLASSES).macs[0]))) for role, arch in roles)
+    subnets = tuple(SubnetRow(arch, role, timing(float(cost(space, [arch], classes).macs[0]))) for role, arch in roles)
     facts = host_facts()
     provenance = Provenance(
         device="host",
@@ -123,7 +188,7 @@ def _write_table(folder: Path, space: SearchSpace, precision: str = "fp32", macs
         threads=1,
         batch=1,
         space=space.name,
-        classes=CLASSES,
+        classes=classes,
         reference=str(plan.reference),
         reference_ms=1.0,
         harness="made up for a test",
@@ -135,7 +200,7 @@ def _write_table(folder: Path, space: SearchSpace, precision: str = "fp32", macs
         **{name: facts[name] for name in ("cpu", "cores", "memory_mb", "os", "governor", "temperature_c", "waiting_counted")},
     )
     blocks = tuple(BlockRow(block, timing(block.macs)) for block in plan.blocks)
-    write_table(table_folder(folder, target, space), target.slug, Table(blocks, subnets, provenance))
+    write_table(table_folder(folder, target, space, classes), target.slug, Table(blocks, subnets, provenance))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from natdeploy.hardware.bench import QUICK
 from natdeploy.hardware.device import parse_target
 from natdeploy.latency.predictor import LatencyPredictor
 from natdeploy.latency.table import read_table
+from natdeploy.pipeline.config import HeadSettings
 from natdeploy.pipeline.profile import find_table, table_folder
 from natdeploy.progress import Silent
 from natdeploy.space import cost, get_space
@@ -127,3 +128,14 @@ def test_unknown_device_runtime_and_space_are_refused(tmp_path: Path) -> None:
             pipeline.profile(*arguments, tables=tmp_path)
     with pytest.raises(UsageError, match="no space 'mars'"):
         pipeline.profile(space="mars", tables=tmp_path)
+
+
+def test_a_dense_head_is_measured_at_every_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_module, "LEAST_BLOCKS", 8)
+    head = HeadSettings(channels=8, output_stride=4)
+    result = pipeline.profile("host", space="demo", classes=2, head=head, aspect=2.0, tables=tmp_path, budget_minutes=0.001)
+    table, space = read_table(result.folder, result.slug), head.on(get_space("demo"), 2.0)
+    assert {row.block.size for row in table.blocks if row.block.kind == "lraspp"} == {16, 24, 32} and not result.failures
+    assert {(row.block.size, row.block.wide) for row in table.blocks if row.block.kind == "lraspp"} >= {(24, 56), (32, 64)}
+    assert find_table(tmp_path, parse_target("host"), space, Silent(), 2) == table
+    assert find_table(tmp_path, parse_target("host"), space, Silent(), 3) is None

@@ -118,3 +118,15 @@ def test_without_javascript_the_table_and_the_pictures_are_there(shown: webdrive
         assert row.find_element("css selector", "svg .block").is_displayed()
     finally:
         shown.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(shown: webdriver.Chrome, page: Path) -> None:
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    shown.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        shown.get("about:blank")
+        shown.get(page.as_uri())
+        assert shown.execute_script("return document.documentElement.scrollWidth") == 390
+        assert not shown.find_element("css selector", "#front .modebar").is_displayed(), "it would hide what the marks mean"
+    finally:
+        shown.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

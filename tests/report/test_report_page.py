@@ -21,7 +21,7 @@ from natdeploy.search.decide import Choice
 from natdeploy.search.nat import RoundReport, SurrogateQuality
 from natdeploy.space import get_space
 from natdeploy.space.catalog import plain_arch
-from natdeploy.store import FileRecord, NetRecord
+from natdeploy.store import FileRecord, LatencyRecord, NetRecord
 
 SPACE = get_space("mbv2")
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]))
@@ -327,3 +327,20 @@ def test_page_replaces_the_old_one_whole(tmp_path: Path, monkeypatch: pytest.Mon
         write_page(path, DATA)
     assert "<h1>second</h1>" in path.read_text(encoding="utf-8")
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_where_a_net_was_timed_and_what_it_takes_is_in_its_row() -> None:
+    timed = LatencyRecord("front", KNEE.id, "host/tflite-int8-1t", 0.5, None, 0.52, 30, True, 16.53, None)
+    shown = Reader(render(replace(DATA, latencies=(timed,)))).text
+    begin = shown.index("timed on")
+    assert shown[begin + 1 : begin + 7] == ["p50, ms", "p90, ms", "mean, ms", "runs", "memory, MB", "energy, mJ"]
+    assert shown[begin + 7 : begin + 15] == ["host/tflite-int8-1t", "0.500", "–", "0.520", "30", "16.5", "–", "unstable"]
+    assert "timed on" not in Reader(render(DATA)).text
+
+
+def test_accuracy_before_tuning_has_a_column_where_a_net_was_tuned() -> None:
+    assert "before, %" not in Reader(render(DATA)).text
+    tuned = replace(DATA, nets=[replace(each, tuned_accuracy=0.99) for each in DATA.nets])
+    shown = Reader(render(tuned)).text
+    assert "before, %" in shown
+    assert any("Before: test accuracy before a net was tuned alone." in each for each in shown)

@@ -116,7 +116,9 @@ def test_the_docs_name_every_key() -> None:
     page = (DOCS / "spaces.md").read_text()
     for kind in (SearchSpace, Stage):
         for name in kind.__dataclass_fields__:
-            assert name in {"precisions", "output_stride"} or f"`{name}`" in page, "those belong to a search and to a task"
+            assert name in {"precisions", "output_stride", "dense", "aspect"} or f"`{name}`" in page, (
+                "those belong to a search and to a task"
+            )
 
 
 @pytest.mark.parametrize(

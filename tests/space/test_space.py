@@ -193,7 +193,7 @@ def test_an_output_stride_changes_neither_weights_nor_shortcuts(space: SearchSpa
     reached = data.draw(st.sampled_from([2**power for power in range(6) if space.stem_stride <= 2**power <= whole]))
     dense = replace(space, output_stride=reached)
     arch = space.decode(space.sample(1, rng(seed))[0])
-    assert dense.stage_size(len(space.stages), 32 * arch.resolution) == 32 * arch.resolution // reached
+    assert dense.stage_size(len(space.stages), 32 * arch.resolution) == (32 * arch.resolution // reached, 0)
     for block, other in zip(space.blocks(arch, 5), dense.blocks(arch, 5), strict=True):
         assert (block.params, block.residual) == (other.params, other.residual)
         assert other.stride in {1, block.stride}

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from natdeploy.errors import UsageError, WeightsError
-from natdeploy.space import Arch, SearchSpace, get_space
+from natdeploy.space import HEAD_KINDS, Arch, HeadKind, HeadSpec, SearchSpace, get_space
 from natdeploy.supernet import (
-    HEAD_KINDS,
-    HeadSpec,
     Padding,
     Subnet,
     Supernet,
@@ -25,14 +23,13 @@ from natdeploy.supernet import (
     save_supernet,
     write_seed,
 )
-from natdeploy.supernet.heads import HeadKind
 
-DENSE = replace(get_space("demo"), output_stride=4)
+DEMO = replace(get_space("demo"), output_stride=4)
 MBV2 = get_space("mbv2").restrict(resolutions=(64,))
 
 
-def spec(kind: HeadKind) -> HeadSpec:
-    return HeadSpec(kind, channels=16, rates=(1, 2))
+def dense(kind: HeadKind, space: SearchSpace = DEMO) -> SearchSpace:
+    return replace(space, dense=HeadSpec(kind, channels=16, rates=(1, 2)))
 
 
 def sample(space: SearchSpace, n: int) -> list[Arch]:
@@ -45,15 +42,15 @@ def images(n: int, height: int, width: int) -> Tensor:
 
 def dense_subnet(space: SearchSpace, arch: Arch, kind: HeadKind, classes: int = 5) -> Subnet:
     torch.manual_seed(0)
-    return Subnet(space, arch, classes, head=build_head(spec(kind), space, arch.width, classes)).eval()
+    return Subnet(dense(kind, space), arch, classes).eval()
 
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
 def test_an_extracted_network_computes_what_the_supernet_computes_on_images_of_any_shape(kind: HeadKind, padding: Padding) -> None:
-    supernet = Supernet(DENSE, 5, padding=padding, head=spec(kind)).eval()
-    calibrate(supernet.extract(sample(DENSE, 1)[0]), [images(4, 32, 32)])
-    for arch in sample(DENSE, 3):
+    supernet = Supernet(dense(kind), 5, padding=padding).eval()
+    calibrate(supernet.extract(sample(DEMO, 1)[0]), [images(4, 32, 32)])
+    for arch in sample(DEMO, 3):
         for shape in ((arch.resolution, arch.resolution), (24, 40)):
             subnet, x = supernet.extract(arch), images(2, *shape)
             with torch.no_grad():
@@ -65,10 +62,10 @@ def test_an_extracted_network_computes_what_the_supernet_computes_on_images_of_a
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_a_network_with_a_head_has_the_names_of_its_supernet_and_an_ordinary_backbone(kind: HeadKind) -> None:
-    arch = DENSE.decode(DENSE.upper)
-    subnet, supernet = dense_subnet(DENSE, arch, kind).state_dict(), Supernet(DENSE, 5, head=spec(kind)).state_dict()
+    arch = DEMO.decode(DEMO.upper)
+    subnet, supernet = dense_subnet(DEMO, arch, kind).state_dict(), Supernet(dense(kind), 5).state_dict()
     assert {name: tensor.shape for name, tensor in subnet.items()} == {name: tensor.shape for name, tensor in supernet.items()}
-    plain = Subnet(DENSE, arch, 5).state_dict()
+    plain = Subnet(DEMO, arch, 5).state_dict()
     stages = [name for name in plain if name.startswith(("stem.", "stages."))]
     assert [name for name in subnet if not name.startswith("classifier.")] == stages
 
@@ -76,7 +73,7 @@ def test_a_network_with_a_head_has_the_names_of_its_supernet_and_an_ordinary_bac
 def test_aspp_is_separable_without_chance_and_looks_as_far_at_either_output_stride() -> None:
     for output_stride, rates in ((16, [6, 12, 18]), (8, [12, 24, 36])):
         space = replace(MBV2, output_stride=output_stride)
-        head = build_head(HeadSpec("deeplabv3", 32), space, 1.0, 5)
+        head = build_head(replace(space, dense=HeadSpec("deeplabv3", 32)), 1.0, 5)
         wide = [each for each in head.modules() if isinstance(each, nn.Conv2d) and each.kernel_size == (3, 3)]
         assert [each.dilation for each in wide] == [(rate, rate) for rate in rates]
         assert all(each.groups == each.in_channels == 320 for each in wide)
@@ -106,10 +103,10 @@ def test_lraspp_reads_the_last_features_and_those_of_stride_8() -> None:
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_a_classification_network_gives_its_backbone_to_a_dense_one(kind: HeadKind) -> None:
-    arch = sample(DENSE, 1)[0]
+    arch = sample(DEMO, 1)[0]
     torch.manual_seed(1)
     source = Subnet(get_space("demo"), arch, 7).eval()
-    for target in (dense_subnet(DENSE, arch, kind, 7), Supernet(DENSE, 7, head=spec(kind))):
+    for target in (dense_subnet(DEMO, arch, kind, 7), Supernet(dense(kind), 7)):
         before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
         report = remap(source, target)
         assert {"head.conv.weight", "classifier.weight"} <= set(report.unused)
@@ -119,13 +116,13 @@ def test_a_classification_network_gives_its_backbone_to_a_dense_one(kind: HeadKi
         assert fresh and all(torch.equal(before[name], after[name]) for name in fresh)
         assert torch.equal(after["stem.conv.weight"], source.state_dict()["stem.conv.weight"])
     back = Subnet(get_space("demo"), arch, 7).eval()
-    remap(dense_subnet(DENSE, arch, kind, 7), back)
+    remap(dense_subnet(DEMO, arch, kind, 7), back)
 
 
 def test_dense_networks_give_their_head_too_where_the_classes_agree() -> None:
-    arch = sample(DENSE, 1)[0]
-    source = dense_subnet(DENSE, arch, "deeplabv3")
-    same, other = Supernet(DENSE, 5, head=spec("deeplabv3")).eval(), Supernet(DENSE, 6, head=spec("deeplabv3")).eval()
+    arch = sample(DEMO, 1)[0]
+    source = dense_subnet(DEMO, arch, "deeplabv3")
+    same, other = Supernet(dense("deeplabv3"), 5).eval(), Supernet(dense("deeplabv3"), 6).eval()
     assert not [name for name in remap(source, same).unmapped if name.startswith("classifier.")]
     with torch.no_grad():
         torch.testing.assert_close(same(images(2, 32, 32), arch), source(images(2, 32, 32)), atol=1e-4, rtol=1e-4)
@@ -133,22 +130,22 @@ def test_dense_networks_give_their_head_too_where_the_classes_agree() -> None:
 
 
 def test_a_fresh_head_for_other_classes() -> None:
-    supernet = Supernet(DENSE, 5, head=spec("deeplabv3")).eval()
+    supernet = Supernet(dense("deeplabv3"), 5).eval()
     supernet.reset_classifier(9, torch.Generator().manual_seed(3))
-    again = Supernet(DENSE, 4, head=spec("deeplabv3"))
+    again = Supernet(dense("deeplabv3"), 4)
     again.reset_classifier(9, torch.Generator().manual_seed(3))
     first, second = supernet.classifier.state_dict(), again.classifier.state_dict()
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     with torch.no_grad():
-        assert supernet(images(2, 32, 32), sample(DENSE, 1)[0]).shape == (2, 9, 32, 32)
+        assert supernet(images(2, 32, 32), sample(DEMO, 1)[0]).shape == (2, 9, 32, 32)
     assert not any(module.training for module in supernet.modules())
 
 
 def test_files_that_nobody_could_read_are_not_written(tmp_path: Path) -> None:
-    arch, path = sample(DENSE, 1)[0], tmp_path / "net.safetensors"
+    arch, path = sample(DEMO, 1)[0], tmp_path / "net.safetensors"
     for write in (
-        lambda: write_seed(dense_subnet(DENSE, arch, "lraspp"), path),
-        lambda: save_supernet(Supernet(DENSE, 5, head=spec("lraspp")), path),
+        lambda: write_seed(dense_subnet(DEMO, arch, "lraspp"), path),
+        lambda: save_supernet(Supernet(dense("lraspp"), 5), path),
     ):
         with pytest.raises(WeightsError, match="a network with a dense head cannot be written"):
             write()

@@ -201,19 +201,20 @@ def test_splits_do_not_depend_on_the_order_of_the_file_system(tmp_path: Path) ->
         for name in order:
             save(tmp_path / folder / name)
     first, second = scan_images(tmp_path / "first"), scan_images(tmp_path / "second")
-    assert split(first, 0).to_json(first) == split(second, 0).to_json(second)
+    assert split(first, 0).to_json(first.paths) == split(second, 0).to_json(second.paths)
 
 
 def test_splits_come_back_from_json_after_images_were_added() -> None:
     images = image_set([30, 40], [5, 5])
     splits = split(images, 0)
-    values = splits.to_json(images)
+    values = splits.to_json(images.paths)
     assert values["test"][0] == "test/0/0.png"
-    assert Splits.from_json(values, images) == splits
+    assert Splits.from_json(values, images.paths, images.root) == splits
     more = image_set([31, 40], [5, 5])
-    assert Splits.from_json(values, more).to_json(more) == values
+    assert Splits.from_json(values, more.paths, more.root).to_json(more.paths) == values
+    fewer = image_set([30, 39], [5, 5])
     with pytest.raises(DataError, match=r"root has changed: train/1/39\.png missing or damaged; restore it"):
-        Splits.from_json(values, image_set([30, 39], [5, 5]))
+        Splits.from_json(values, fewer.paths, fewer.root)
 
 
 def test_large_sets_validate_and_calibrate_on_a_bounded_part() -> None:

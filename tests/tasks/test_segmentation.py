@@ -17,8 +17,8 @@ from torch import Tensor
 
 from natdeploy.errors import DataError
 from natdeploy.progress import Silent
-from natdeploy.space import get_space
-from natdeploy.supernet import HeadSpec, Subnet, Supernet, calibrate
+from natdeploy.space import HeadSpec, get_space
+from natdeploy.supernet import Subnet, Supernet, calibrate
 from natdeploy.tasks import MaskAugmentation, Masked, MaskSet, Segmentation, Task, decode_masks, scan_masks, split_masks
 from natdeploy.tasks.masks import CAMVID, CAMVID_VOID, IGNORE
 from natdeploy.tasks.segmentation import confusion, draw_windows, mean_iou
@@ -335,9 +335,9 @@ def test_loss_leaves_out_what_has_no_class_and_resizes_logits() -> None:
 
 
 def test_a_network_learns_to_tell_pixels_and_is_judged_by_mean_iou() -> None:
-    space = replace(get_space("demo").restrict(resolutions=(32,)), output_stride=4)
+    space = replace(get_space("demo").restrict(resolutions=(32,)), output_stride=4, dense=HeadSpec("lraspp", channels=16))
     task: Task = task_of(halves(24))
-    supernet = Supernet(space, len(task.classes), head=HeadSpec("lraspp", channels=16))
+    supernet = Supernet(space, len(task.classes))
     subnet = supernet.extract(space.decode(space.lower)).to(memory_format=torch.channels_last)
     trained = train_subnet(subnet, task, TrainSettings(batch_size=8, learning_rate=0.05), 30, lambda: None)
     assert isinstance(trained, Subnet)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from natdeploy.space import Arch, get_space
 from natdeploy.space.catalog import plain_arch
 from natdeploy.tasks import SplitName, Task
+from natdeploy.tasks.distill import distillation
 from natdeploy.training.adapt import Lesson
 
 SPACE = get_space("demo")
@@ -45,6 +46,9 @@ class Colours:
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits, targets)
+
+    def distillation(self, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        return distillation(outputs, teacher, temperature)
 
     def tally(self, logits: Tensor, targets: Tensor) -> Tensor:
         return torch.stack([(logits.argmax(1) == targets).sum(), torch.tensor(len(targets))])

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from natdeploy.supernet import Supernet, calibrate
+from natdeploy.tasks.distill import distillation
 from natdeploy.training.adapt import Adapter, AdaptSettings
-from natdeploy.training.distill import distillation
 from natdeploy.training.loop import TrainSettings
 
 TRAIN = TrainSettings(batch_size=4, learning_rate=0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -13,10 +14,10 @@ from colours import TASK, Colours
 from safetensors.torch import load, save
 from torch import Tensor
 
-from natdeploy.space import BlockSum, Genotypes, Layer, SearchSpace, get_space
+from natdeploy.space import BlockSum, Genotypes, HeadSpec, Layer, SearchSpace, get_space
 from natdeploy.space.blocks import Block
 from natdeploy.space.space import FIRST_SLOT, squeeze_channels
-from natdeploy.supernet import HeadSpec, Mixture, Supernet, codes_of, mixed
+from natdeploy.supernet import Mixture, Supernet, codes_of, mixed
 from natdeploy.supernet.layers import ElasticMBConv
 from natdeploy.training.gradient import Chooser, Cost, GradientSettings
 
@@ -106,7 +107,7 @@ def test_scores_rank_the_likeliest_first_and_follow_the_probabilities() -> None:
 
 @pytest.mark.parametrize("head", [None, HeadSpec("lraspp", channels=8)])
 def test_a_mixture_of_one_architecture_is_that_architecture(head: HeadSpec | None) -> None:
-    supernet = Supernet(SPACE, 2, head=head).double()
+    supernet = Supernet(replace(SPACE, dense=head), 2).double()
     images = torch.randn(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for genotype in SPACE.sample(4, np.random.default_rng(0)):
         allowed = torch.zeros_like(codes_of(SPACE))

@@ -8,7 +8,7 @@ import torch
 from colours import LARGEST, SEED_ARCH, SPACE, TASK
 
 from natdeploy.supernet import Subnet
-from natdeploy.training.distill import distillation
+from natdeploy.tasks.distill import distillation
 from natdeploy.training.loop import TrainSettings
 from natdeploy.training.plain import Finetuner, train_subnet
 

@@ -25,7 +25,7 @@ def save_supernet(supernet: Supernet, path: Path, metadata: Mapping[str, str] | 
         WeightsError: the supernet has a dense head.
         NatdeployError: the file cannot be written.
     """
-    require_classifier(dense=supernet.dense is not None)
+    require_classifier(dense=supernet.dense)
     known = stated(supernet.space, supernet.padding, supernet.norm_eps) | {"holds": SUPERNET}
     write_file(path, without_counters(supernet.state_dict()), {**(metadata or {}), **known})
 
@@ -55,8 +55,16 @@ def supernet_of(seed: Seed) -> Supernet:
     return restore(seed.state, seed.space, width=seed.arch.width, padding=padding, norm_eps=seed.norm_eps)
 
 
-def restore(state: Mapping[str, Tensor], space: SearchSpace, *, width: float, padding: Padding, norm_eps: float) -> Supernet:
-    """The supernet that has this state, in evaluation mode; classes, own channels and kernel transformations are read from it.
+def restore(
+    state: Mapping[str, Tensor],
+    space: SearchSpace,
+    *,
+    width: float,
+    padding: Padding,
+    norm_eps: float,
+    classes: int | None = None,
+) -> Supernet:
+    """The supernet that has this state, in evaluation mode; own channels and kernel transformations are read from it.
 
     Args:
         state: name in a supernet -> tensor; counters of batches may be missing.
@@ -64,10 +72,11 @@ def restore(state: Mapping[str, Tensor], space: SearchSpace, *, width: float, pa
         width: of the supernet.
         padding: of the convolutions of stride 2.
         norm_eps: added to the variance of batch normalisation.
+        classes: of a dense head; those of a linear layer are read.
     """
     supernet = Supernet(
         with_channels_of(state, space, width),
-        len(state["classifier.weight"]) if "classifier.weight" in state else 1,
+        classes or (len(state["classifier.weight"]) if "classifier.weight" in state else 1),
         width=width,
         padding=padding,
         norm_eps=norm_eps,
@@ -79,7 +88,8 @@ def restore(state: Mapping[str, Tensor], space: SearchSpace, *, width: float, pa
 
 def with_channels_of(state: Mapping[str, Tensor], space: SearchSpace, width: float) -> SearchSpace:
     """The space with the channels of a state, which need not follow from the width."""
-    stem, head = len(state["stem.conv.weight"]), len(state["head.conv.weight"])
+    stem = len(state["stem.conv.weight"])
+    head = len(state["head.conv.weight"]) if "head.conv.weight" in state else space.head_out(width)  # a dense one has others
     outs = [len(state[f"stages.{number}.0.project.conv.weight"]) for number in range(len(space.stages))]
     mix = len(state["mix.linear.weight"]) if "mix.linear.weight" in state else 0
     known = [space.stem_out(width), *(space.stage_out(number, width) for number in range(len(outs))), space.head_out(width)]
