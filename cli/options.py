@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 Accelerator = Literal["auto", "cpu", "cuda"]
 Preset = Literal["quick", "paper", "thorough"]
 Strategy = Literal["evolution", "gradient", "random"]
-Task = Literal["classification", "segmentation"]
-HeadKind = Literal["lraspp", "deeplabv3"]
+Task = Literal["classification", "segmentation", "detection"]
+HeadKind = Literal["lraspp", "deeplabv3", "ssdlite", "retinanet"]
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `natdeploy search` wrote.")]
 Tables = Annotated[
@@ -60,7 +60,9 @@ def aspect(text: str) -> float:
 
 Head = Annotated[
     HeadKind | None,
-    typer.Option("--head", help="Head of a dense task.", show_default="a classifier; lraspp with --task segmentation"),
+    typer.Option(
+        "--head", help="Head of a dense task.", show_default="a classifier; lraspp for segmentation, ssdlite for detection"
+    ),
 ]
 HeadChannels = Annotated[
     int | None,

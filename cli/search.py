@@ -50,7 +50,8 @@ def search(
         typer.Option(
             metavar="DIR|NAME",
             help="Image folder: train/ and test/, or one flat folder of classes. Or a data set's name: cifar10, flowers102, ... "
-            "For segmentation: images/ and masks/, or CamVid's or Cityscapes' folder.",
+            "For segmentation: images/ and masks/, or CamVid's or Cityscapes' folder. For detection: a COCO file or folder, "
+            "or a Pascal VOC folder.",
         ),
     ] = None,
     task: Annotated[Task, typer.Option(help="What is learned.")] = "classification",

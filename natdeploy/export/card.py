@@ -43,6 +43,7 @@ In the order of the outputs: {labels}.
 
 _TASKS = {
     "classification": ("An image classifier", "image-classification"),
+    "detection": ("A network that finds objects, and draws a box around each,", "object-detection"),
     "segmentation": ("A network that tells what every pixel shows,", "image-segmentation"),
 }
 """What a network is called, and how model hubs file it."""

@@ -30,7 +30,7 @@ class Parity:
     Attributes:
         max_abs: largest absolute difference of any logit.
         max_rel: largest difference of any logit, relative to the largest absolute logit of its image.
-        top1_agreement: share of the images, or of their pixels, that both put into the same class, 0..1.
+        top1_agreement: share of the images, or of their pixels or anchors, that both put into the same class, 0..1.
         n: images.
     """
 
@@ -68,8 +68,13 @@ def compare(actual: Tensor, expected: Tensor) -> Parity:
         raise ValueError("parity needs images")
     difference = torch.nan_to_num((actual - expected).abs(), nan=torch.inf).flatten(1).amax(dim=1)
     relative = torch.nan_to_num(difference / expected.abs().flatten(1).amax(dim=1), nan=torch.inf, posinf=torch.inf)
-    agreement = (actual.argmax(dim=1) == expected.argmax(dim=1)).double().mean()
+    agreement = (_classes(actual) == _classes(expected)).double().mean()
     return Parity(float(difference.max()), float(relative.max()), float(agreement), len(expected))
+
+
+def _classes(outputs: Tensor) -> Tensor:
+    """Which class is highest: of images, of their pixels, or of each anchor (n, a, 4 + classes), whose box comes first."""
+    return outputs[..., 4:].argmax(dim=2) if outputs.dim() == 3 else outputs.argmax(dim=1)
 
 
 def together(parities: Sequence[Parity]) -> Parity:

@@ -27,6 +27,7 @@ class Preprocessing(_Facts):
         std: of each colour.
         cut_px: height and width in the place of `square_px`; None of a square.
         input_px: height and width in the place of `size_px`; None of a square.
+        whole: the whole photo is warped to `square_px`, instead of its centre being cut out.
     """
 
     square_px: int | None = None
@@ -37,6 +38,7 @@ class Preprocessing(_Facts):
     value_range: Literal["0..1"] = "0..1"
     cut_px: tuple[int, int] | None = None
     input_px: tuple[int, int] | None = None
+    whole: bool = False
 
     @model_validator(mode="after")
     def _is_told_once(self) -> Preprocessing:
@@ -97,7 +99,7 @@ class Description(_Facts):
     data_fingerprint: str | None = None
     random_seed: int | None = None
     versions: dict[str, str]
-    task: Literal["classification", "segmentation"] = "classification"
+    task: Literal["classification", "segmentation", "detection"] = "classification"
     metric: str = "accuracy"
     palette: tuple[tuple[int, int, int], ...] | None = None
 

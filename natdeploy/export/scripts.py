@@ -1,4 +1,4 @@
-"""Programs that come with a network: each needs its runtime, numpy and Pillow, and tells a photo's class, or draws its mask."""
+"""Programs that come with a network: each needs its runtime, numpy and Pillow. They tell a photo's class, or draw mask or boxes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,55 @@ for label, count in zip(facts["labels"], np.bincount(mask.ravel(), minlength=len
 print(drawn)
 '''
 
-_TASKS = {"classification": ("classify", _CLASSIFY), "segmentation": ("segment", _SEGMENT)}
+_DETECT = '''"""Draws boxes around what a photo shows: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow.
+
+MODEL is {model}, or another file of this folder that takes the same input. Writes PHOTO_boxes.png into the working directory, and
+prints label, score and box (left, top, right, bottom, px) of every object.
+"""
+import json, pathlib, sys
+import numpy as np
+{imports}
+from PIL import Image, ImageDraw, ImageOps
+
+LEAST, OVERLAP, MOST = 0.3, 0.5, 100  # lower scores are not drawn; of boxes of a class that overlap more, the best is kept
+
+here = pathlib.Path(__file__).parent
+facts = json.loads((here / "metadata.json").read_text("utf-8"))["description"]
+model = str(here / (sys.argv[2] if sys.argv[2:] else "{model}"))
+photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
+{prepare}
+{run}
+
+
+def overlaps(box, others):
+    common = np.clip(np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2]), 0, None).prod(1)
+    return common / ((box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - common + 1e-9)
+
+
+def best(answers):
+    """Boxes and scores of all anchors -> rows of box, label, score, best first: non-maximum suppression, class by class."""
+    anchors, labels = np.nonzero(answers[:, 4:] >= LEAST)
+    rows = np.column_stack([answers[anchors, :4], labels, answers[anchors, 4 + labels]])
+    rows, kept = rows[np.argsort(-rows[:, 5], kind="stable")], []
+    while len(rows) and len(kept) < MOST:
+        kept.append(rows[0])
+        rows = rows[1:][(rows[1:, 4] != rows[0, 4]) | (overlaps(rows[0, :4], rows[1:, :4]) <= OVERLAP)]
+    return kept
+
+
+found = logits if logits.ndim == 2 else best(logits[0])  # a file with suppression inside answers with such rows itself
+draw = ImageDraw.Draw(photo)
+for left, top, right, bottom, label, score in found:
+    if score >= LEAST:
+        box = [left * photo.width, top * photo.height, right * photo.width, bottom * photo.height]
+        text = facts["labels"][int(label)] + " " + format(score, ".2f")
+        draw.rectangle(box, outline=(255, 32, 32), width=max(2, photo.width // 200))
+        draw.text((box[0] + 3, box[1] + 2), text, fill=(255, 32, 32))
+        print(text, *(round(float(side)) for side in box))
+photo.save(pathlib.Path(sys.argv[1]).stem + "_boxes.png")
+'''
+
+_TASKS = {"classification": ("classify", _CLASSIFY), "segmentation": ("segment", _SEGMENT), "detection": ("detect", _DETECT)}
 """Beginning of a program's name, and its text."""
 
 _RUNTIMES = {
@@ -83,6 +131,9 @@ x = np.asarray(photo.resize((how["size_px"],) * 2, Image.Resampling.BILINEAR))[N
 _RECTANGULAR = """how = facts["preprocessing"]
 photo = ImageOps.fit(photo, how["cut_px"][::-1], Image.Resampling.BILINEAR)
 x = np.asarray(photo.resize(how["input_px"][::-1], Image.Resampling.BILINEAR))[None]"""
+_WHOLE = """how = facts["preprocessing"]
+square = photo.resize((how["square_px"],) * 2, Image.Resampling.BILINEAR)
+x = np.asarray(square.resize((how["size_px"],) * 2, Image.Resampling.BILINEAR))[None]"""
 _NORMALISED = """x = ((x / 255 - how["mean"]) / how["std"]).astype(np.float32)"""
 
 
@@ -105,7 +156,7 @@ def _prepare(file: ModelFile, preprocessing: Preprocessing) -> str:
         size = file.input.photo_size
         fitted = "photo" if size is None else f"ImageOps.fit(photo, ({size[1]}, {size[0]}), Image.Resampling.BILINEAR)"
         return f"x = np.asarray({fitted})[None]"
-    lines = [_RESIZED if preprocessing.cut_px is None else _RECTANGULAR]
+    lines = [_WHOLE if preprocessing.whole else _RESIZED if preprocessing.cut_px is None else _RECTANGULAR]
     if file.input.dtype == "float32":
         lines.append(_NORMALISED)
     if file.input.layout == "NCHW":

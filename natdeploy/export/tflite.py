@@ -35,6 +35,9 @@ def finish(path: Path, input: TensorFacts, preprocessing: Preprocessing, texts: 
         _take_channels_last(model, path)
     if input.dtype == "uint8":
         _take_bytes(model, input, preprocessing)
+    for signature in model.signatureDefs or ():  # the converter of networks that we do not write ourselves has names of its own
+        for name, (ends,) in ((input.name, signature.inputs), (OUTPUT, signature.outputs)):
+            ends.name = name
     own = json.dumps(dict(texts), ensure_ascii=False).encode()
     standard = tflite_metadata.describe(input, OUTPUT, preprocessing, texts)
     for name, content in ((METADATA, own), (tflite_metadata.ENTRY, standard)):

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from natdeploy.hardware.device import Target, parse_target
 from natdeploy.pipeline.presets import GRADIENT, PRESETS, Preset, Strategy, merged, published, with_strategy
 from natdeploy.search.nat import NatSettings
-from natdeploy.space import HeadKind, HeadSpec, SearchSpace
+from natdeploy.space import HEAD_KINDS, HeadKind, HeadSpec, SearchSpace
+from natdeploy.space.detectors import finds
 from natdeploy.supernet import RemapRules
-from natdeploy.tasks import NAMED, Augmentation, MaskAugmentation, TaskName
+from natdeploy.tasks import NAMED, Augmentation, BoxAugmentation, MaskAugmentation, TaskName
 from natdeploy.training.adapt import AdaptSettings
 from natdeploy.training.gradient import GradientSettings
 
@@ -47,18 +48,20 @@ class Schedule(BaseModel):
         return self
 
 
-CHANNELS: Mapping[HeadKind, int] = {"deeplabv3": 256, "lraspp": 128}
-"""Of every branch of a head, as published."""
+CHANNELS: Mapping[HeadKind, int] = {"deeplabv3": 256, "lraspp": 128, "ssdlite": 512, "retinanet": 256}
+"""Of every branch of a head, as published; of detectors, what `HeadSpec.channels` are."""
+
+DEFAULT_HEADS: Mapping[TaskName, HeadKind] = {"segmentation": "lraspp", "detection": "ssdlite"}
 
 
 class HeadSettings(BaseModel):
     """The head of a dense task; it is not searched.
 
     Attributes:
-        kind: which (docs/segmentation.md).
+        kind: which (docs/segmentation.md, docs/detection.md).
         channels: of every branch; the published number by default.
         output_stride: at most by so much the stages make the image smaller; the strides behind become dilations. 16 by default, or
-            less where the space reaches no more.
+            less where the space reaches no more. Detectors read features of several strides, and take every stage's own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,7 +77,15 @@ class HeadSettings(BaseModel):
             UsageError: no stage of the space ends at the output stride.
         """
         spec = HeadSpec(self.kind, self.channels or CHANNELS[self.kind])
+        if finds(self.kind):
+            return replace(space, dense=spec, output_stride=None, aspect=aspect)
         return replace(space, dense=spec, output_stride=self.output_stride or min(16, space.total_stride), aspect=aspect)
+
+    @model_validator(mode="after")
+    def _own_strides(self) -> HeadSettings:
+        if finds(self.kind) and self.output_stride is not None:
+            raise ValueError(f"head {self.kind} reads features of several strides; leave out the output stride")
+        return self
 
 
 class MaskSettings(BaseModel):
@@ -95,12 +106,28 @@ class MaskSettings(BaseModel):
     augmentation: MaskAugmentation = MaskAugmentation()
 
 
+class BoxSettings(BaseModel):
+    """Images with boxes.
+
+    Attributes:
+        images: folder of the images of a COCO file; looked for beside it by default.
+        side: of decoded images, squares, px; by default half as much again as the largest input, for crops to have detail.
+        augmentation: how training images are changed, and their boxes with them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: Path | None = None
+    side: int | None = Field(default=None, ge=16)
+    augmentation: BoxAugmentation = BoxAugmentation()
+
+
 class SearchConfig(BaseModel):
     """One search, whole. It is written to the run folder, and with the same data and machine it gives the same run again.
 
     Attributes:
         data: image folder, with `train/` and `test/` or one flat folder of classes; or the name of a data set (docs/data.md); or,
-            for segmentation, images with masks (docs/segmentation.md).
+            for segmentation, images with masks (docs/segmentation.md); for detection, images with boxes (docs/detection.md).
         out: run folder, created.
         task: what is learned.
         target: device, optionally with runtime: `host`, `host/onnxruntime`.
@@ -121,6 +148,7 @@ class SearchConfig(BaseModel):
         augmentation: how training images are changed that are classified.
         head: of a dense task; None of classification.
         masks: how masks are read, and training images changed with them.
+        boxes: how boxes are read, and training images changed with them.
         tables: folder of latency tables; the user's own by default.
         table: one table to predict latency from, instead of looking for one.
         allow_estimate: where there is no table of the target, take latency from the device's specification sheet. All of it is
@@ -161,6 +189,7 @@ class SearchConfig(BaseModel):
     augmentation: Augmentation = Augmentation()
     head: HeadSettings | None = None
     masks: MaskSettings = MaskSettings()
+    boxes: BoxSettings = BoxSettings()
     tables: Path | None = None
     table: Path | None = None
     allow_estimate: bool = False
@@ -199,8 +228,8 @@ class SearchConfig(BaseModel):
         preset = (GRADIENT if by_gradient else PRESETS).get(name, {})
         data = Path(given.get("data", ""))
         classified = given.get("task", "classification") == "classification"
-        if not classified and given.get("head") is None:
-            given = {**given, "head": {}}
+        if (kind := DEFAULT_HEADS.get(given.get("task", ""))) is not None and not isinstance(given.get("head"), HeadSettings):
+            given = {**given, "head": {"kind": kind, **(given.get("head") or {})}}
         known = name == "paper" and classified and not (by_gradient or data.is_dir())
         named = NAMED.get(str(data)) if known else None
         return with_strategy(merged(preset if named is None else merged(preset, published(named.recipe)), given))
@@ -208,7 +237,12 @@ class SearchConfig(BaseModel):
     @model_validator(mode="after")
     def _head_of_task(self) -> SearchConfig:
         if self.task == "classification" and self.head is not None:
-            raise ValueError("task classification has a linear layer for its head; leave out the head, or add --task segmentation")
+            raise ValueError(
+                "task classification has a linear layer for its head; leave out the head, or add --task segmentation or detection"
+            )
+        if self.head is not None and finds(self.head.kind) != (self.task == "detection"):
+            fitting = [kind for kind in HEAD_KINDS if finds(kind) == (self.task == "detection")]
+            raise ValueError(f"head {self.head.kind} is not for {self.task}; choose {' or '.join(fitting)}")
         return self
 
     @model_validator(mode="after")

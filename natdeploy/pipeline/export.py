@@ -157,7 +157,8 @@ def preprocessing_of(task: Task, resolution: int, convention: InputConvention) -
     """How photos become inputs of a network of a resolution."""
     cut, size = task.image_size, task.input_size(resolution)
     if cut[0] == cut[1] and size[0] == size[1]:
-        return Preprocessing(square_px=cut[0], size_px=size[0], mean=convention.mean, std=convention.std)
+        whole = task.name == "detection"  # whose boxes would be cut off
+        return Preprocessing(square_px=cut[0], size_px=size[0], mean=convention.mean, std=convention.std, whole=whole)
     return Preprocessing(cut_px=cut, input_px=size, mean=convention.mean, std=convention.std)
 
 

@@ -12,22 +12,27 @@ from natdeploy.errors import DataError
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.progress import Progress
 from natdeploy.space import SearchSpace
+from natdeploy.space.detectors import finds
 from natdeploy.store import RunStore
 from natdeploy.tasks import (
     NAMED,
     Classification,
+    Detection,
     Segmentation,
     Splits,
     Task,
     TaskName,
+    decode_boxes,
     decode_masks,
     first_size,
     named_set,
     open_named,
     open_pixels,
+    scan_boxes,
     scan_images,
     scan_masks,
     split,
+    split_boxes,
     split_masks,
 )
 
@@ -109,8 +114,30 @@ def _segmentation(
     )
 
 
+def _detection(config: SearchConfig, space: SearchSpace, progress: Progress, device: torch.device, store: RunStore | None) -> Task:
+    side = config.boxes.side or 3 * max(space.resolutions) // 2
+    found = scan_boxes(config.data, config.boxes.images)
+    data = decode_boxes(found, side if store is None else store.get("image_size")[0], strict=config.strict, progress=progress)
+    if store is None:
+        splits = split_boxes(data, config.seed)
+    else:
+        _require_same(config, store, data.source.fingerprint())
+        splits = Splits.from_json(store.get("splits"), data.source.images, data.source.root)
+    augmentation = config.boxes.augmentation
+    assert config.head is not None and finds(config.head.kind), "which a configuration of this task makes sure of"
+    return Detection(
+        data,
+        splits,
+        *_AS_THEY_ARE,
+        config.seed,
+        head=config.head.kind,
+        augmentation=augmentation.model_copy(update={"flip": augmentation.flip and config.flip}),
+        device=device,
+    )
+
+
 _Opener = Callable[[SearchConfig, SearchSpace, Progress, torch.device, RunStore | None], Task]
-_OPENERS: Mapping[TaskName, _Opener] = {"classification": _classification, "segmentation": _segmentation}
+_OPENERS: Mapping[TaskName, _Opener] = {"classification": _classification, "segmentation": _segmentation, "detection": _detection}
 
 
 def _require_same(config: SearchConfig, store: RunStore, fingerprint: str) -> None:

@@ -86,6 +86,7 @@ def _words(block: Block) -> tuple[str, ...]:
 
 
 _SHORT = {"head": "1×1", "mix": "mix", "classifier": "fc", "deeplabv3": "aspp", "lraspp": "lr", "lraspp_low": "1×1"}
+_SHORT |= {"ssdlite": "ssd", "ssdlite_low": "ssd", "retinanet": "fpn", "retinanet_level": "fpn"}
 
 
 def _bar(left: float, width: float, latency_ms: float | None, longest: float) -> Markup:

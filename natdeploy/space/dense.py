@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from natdeploy.errors import UsageError
+from natdeploy.space.detectors import DETECTOR_KINDS, DETECTOR_PARTS, Conv, DetectorKind, DetectorPart, convs
 
 if TYPE_CHECKING:
     from natdeploy.space.blocks import Block
 
-HeadKind = Literal["deeplabv3", "lraspp"]
-HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
+PixelKind = Literal["deeplabv3", "lraspp"]
+PIXEL_KINDS: tuple[PixelKind, ...] = get_args(PixelKind)
+HeadKind = PixelKind | DetectorKind
+HEAD_KINDS: tuple[HeadKind, ...] = (*PIXEL_KINDS, *DETECTOR_KINDS)
 
-DenseKind = Literal["deeplabv3", "lraspp", "lraspp_low"]
-DENSE_KINDS: tuple[DenseKind, ...] = get_args(DenseKind)
-"""Parts of heads as blocks: DeepLabV3's whole; of LR-ASPP what reads the last features, and the 1x1 convolution on the low ones."""
+PixelPart = Literal["deeplabv3", "lraspp", "lraspp_low"]
+DenseKind = PixelPart | DetectorPart
+DENSE_KINDS: tuple[DenseKind, ...] = (*get_args(PixelPart), *DETECTOR_PARTS)
+"""Parts of heads as blocks: DeepLabV3's whole; of LR-ASPP what reads the last features and the 1x1 convolution on the low ones;
+those of detectors."""
 
 STEP = 32
 """Px in which widths of inputs differ from heights. At every stage down to a thirty-second, both are then even, or both odd."""
@@ -33,8 +39,9 @@ class HeadSpec:
 
     Attributes:
         kind: `deeplabv3`: separable ASPP on the last stage (arXiv 1706.05587, 1802.02611); `lraspp`: MobileNetV3's, on the last
-            stage and the last one of stride 8.
-        channels: of every branch; published are 256 for DeepLabV3 and 128 for LR-ASPP.
+            stage and the last one of stride 8; `ssdlite` and `retinanet`: they find objects (`detectors.py`).
+        channels: of every branch; published are 256 for DeepLabV3 and 128 for LR-ASPP. Of SSDLite's first extra map, 512; of
+            RetinaNet's pyramid, 256.
         rates: dilations of ASPP's 3x3 branches at output stride 16.
     """
 
@@ -68,7 +75,7 @@ class DenseCost:
 
     Attributes:
         depthwise_macs: multiply-accumulates of depthwise convolutions.
-        pointwise_macs: of 1x1 convolutions; interpolation is not counted.
+        pointwise_macs: of all others; interpolation is not counted.
         weights: of all convolutions.
         params: trainable ones; scale and shift of batch normalisation, and biases, included.
         elements: of the feature maps that are written.
@@ -90,6 +97,8 @@ class DenseCost:
 def dense_cost(block: Block) -> DenseCost:
     """What a part of a dense head costs."""
     inputs, mid, classes = block.in_channels, block.mid_channels, block.out_channels
+    if block.kind in DETECTOR_PARTS:
+        return _detector_cost(convs(block.kind, inputs, mid, classes, block.out_size))
     if block.kind == "lraspp_low":
         at = block.in_positions
         return DenseCost(0, at * inputs * classes, inputs * classes, (inputs + 1) * classes, 2 * at * classes, 0)
@@ -115,4 +124,16 @@ def dense_cost(block: Block) -> DenseCost:
         params=weights + 2 * (inputs * branches + (3 + branches) * mid) + classes,
         elements=at * (inputs * branches + (3 + branches) * mid + classes) + mid + answers,
         resized=at * mid + answers,
+    )
+
+
+def _detector_cost(layers: Iterable[Conv]) -> DenseCost:
+    every = list(layers)
+    return DenseCost(
+        depthwise_macs=sum(each.positions * each.weights for each in every if each.depthwise),
+        pointwise_macs=sum(each.positions * each.weights for each in every if not each.depthwise),
+        weights=sum(each.weights for each in every),
+        params=sum(each.params for each in every),
+        elements=sum(each.positions * each.outputs for each in every),
+        resized=0,
     )

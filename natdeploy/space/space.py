@@ -21,8 +21,9 @@ import numpy.typing as npt
 
 from natdeploy.errors import UsageError
 from natdeploy.space.arch import Arch, Layer
-from natdeploy.space.blocks import ACTIVATIONS, Activation, Block
+from natdeploy.space.blocks import ACTIVATIONS, Activation, Block, Kind
 from natdeploy.space.dense import LOW_STRIDE, HeadSpec, input_size
+from natdeploy.space.detectors import DetectorKind, finds, stages_read
 
 Genotypes = npt.NDArray[np.int64]
 
@@ -340,6 +341,11 @@ class SearchSpace:
         return max(0, sum(stride <= LOW_STRIDE for stride in list(reached)[1:]) - 1)
 
     @property
+    def strides_reached(self) -> tuple[int, ...]:
+        """By how much stem and stages make the image smaller, up to each stage's end."""
+        return tuple(accumulate((stride for stride, _, _ in self.strides), mul, initial=self.stem_stride))[1:]
+
+    @property
     def reached_stride(self) -> int:
         """By how much stem and stages make the image smaller."""
         return self.stem_stride * prod(stride for stride, _, _ in self.strides)
@@ -439,6 +445,8 @@ class SearchSpace:
         if spec.kind == "deeplabv3":
             rates = spec.rates_at(reached)
             return (Block(spec.kind, size, channels, spec.channels, classes, 3, reached, "relu", wide=wide, rates=rates),)
+        if finds(spec.kind):
+            return self._detector_tail(spec.kind, spec.channels, size, width, classes)
         low = self.low_stage()
         stride = self.stem_stride * prod(stride for stride, _, _ in self.strides[: low + 1])
         height, low_wide = self.stage_size(low + 1, resolution)
@@ -447,6 +455,19 @@ class SearchSpace:
             Block(spec.kind, size, channels, spec.channels, classes, 1, reached, "relu", wide=wide, low_stride=stride),
             Block("lraspp_low", height, inputs, inputs, classes, 1, 1, "relu", wide=low_wide),
         )
+
+    def _detector_tail(self, kind: DetectorKind, channels: int, size: int, width: float, classes: int) -> tuple[Block, ...]:
+        *others, last = self.detector_stages(kind)
+        other: Kind = "ssdlite_low" if kind == "ssdlite" else "retinanet_level"
+        parts = ((kind, last), *((other, number) for number in others))
+        return tuple(
+            Block(part, size, self.stage_out(number, width), channels, classes, 3, self.strides_reached[number], "relu6")
+            for part, number in parts
+        )
+
+    def detector_stages(self, kind: DetectorKind) -> tuple[int, ...]:
+        """Numbers of the stages that a head reads which finds objects."""
+        return stages_read(kind, self.strides_reached)
 
     # ---- genotypes
 

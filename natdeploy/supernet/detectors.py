@@ -1,12 +1,8 @@
 """Heads that find objects: SSDLite and RetinaNet on the features of a searched backbone, and what their answers mean.
 
 A head answers for anchors, boxes that lie in a fixed pattern over the image: how each is to be moved and stretched, and what it
-shows. All boxes are left, top, right, bottom as shares of the image's sides, so nothing depends on its size in pixels.
-
-The published SSDLite reads the expanded features of the first block behind stride 16 (MobileNetV2, arXiv 1801.04381, section 6.2),
-which ties the head's channels to that block's expansion: FNA has to take the smaller expansions out of its space. Here it reads the
-output of the last stage of stride 16 instead. That has the same place and size whatever is chosen in the stages, so the space stays
-whole and every architecture of a supernet has the same head; it has a sixth of the channels, or a third.
+shows. All boxes are left, top, right, bottom as shares of the image's sides, so nothing depends on its size in pixels. Which stages
+a head reads, and why: `space/detectors.py`.
 """
 
 from __future__ import annotations
@@ -15,39 +11,51 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import Literal, cast, get_args
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-DetectorKind = Literal["ssdlite", "retinanet"]
-DETECTOR_KINDS: tuple[DetectorKind, ...] = get_args(DetectorKind)
+from natdeploy.space import SearchSpace
+from natdeploy.space.detectors import (
+    FPN_ANCHORS,
+    FPN_MAPS,
+    SSD_ANCHORS,
+    SSD_MAPS,
+    DetectorKind,
+    anchor_count,
+    cells,
+    extra_channels,
+    finds,
+)
 
-SSD_MAPS = 6
-"""Feature maps that SSDLite answers on: two of the backbone and four that it makes, each half as large as the one before."""
-SSD_RATIOS = (2, 3)
+_SSD_RATIOS = (2, 3)
 """Of anchors, besides squares, lying and standing (torchvision's SSDLite)."""
-SSD_SCALES = (0.2, 0.95)
-"""Sides of the smallest map's anchors and the largest's, as a share of the image's (MobileNetV3, arXiv 1905.02244)."""
+_SSD_SCALES = (0.2, 0.95)
+"""Sides of the largest map's anchors and the smallest's, as a share of the image's (MobileNetV3, arXiv 1905.02244)."""
 _SSD_SPREAD = 0.03
 _SSD_EPS = 1e-3
 
-FPN_MAPS = 5
-"""Feature maps of the pyramid: three of the backbone, and two that it makes (arXiv 1708.02002)."""
 _FPN_CELLS = (4, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3))
-"""Sides of anchors, in cells of their map."""
+"""Sides of anchors, in cells of their map (arXiv 1708.02002)."""
 _FPN_RATIOS = (0.5, 1.0, 2.0)
 _PRIOR = 0.01
 """Probability that every anchor begins with, so that the many empty ones do not drown the others (section 4.1)."""
 
 WEIGHTS: dict[DetectorKind, tuple[float, float, float, float]] = {"ssdlite": (10, 10, 5, 5), "retinanet": (1, 1, 1, 1)}
-"""By which offsets are multiplied before they are learned, as in torchvision."""
+"""By which offsets are multiplied before they are learned, as in torchvision: how far to move, and how far to stretch."""
 _LARGEST = math.log(1000 / 16)
 """No anchor is stretched by more than e to this; torchvision's bound."""
 
 CANDIDATES, OVERLAP, LEAST, MOST = 400, 0.5, 0.01, 100
 """Of an image: the best so many of all scores, from `LEAST` on, are looked at (SSD); of those of a class that overlap by more than
 `OVERLAP`, the best is kept; and in all at most `MOST`, as COCO's metric does."""
+
+_CERTAIN = 1e-6
+"""Nothing is more certain, nor less: fp32 tells no more of a score near 1."""
+
+BACKGROUND = 1
+"""Columns of an answer before those of the classes: the background's logit, which is 0 where classes are judged each by itself."""
 
 
 class SSDLite(nn.Module):
@@ -58,29 +66,37 @@ class SSDLite(nn.Module):
         inputs: channels of both.
         channels: of the first extra map; the others have a half, a half and a quarter. Published is 512.
         classes: that are told apart, background not counted.
+        extra: whether there are extra maps.
     """
 
-    def __init__(self, stages: Sequence[int], inputs: Sequence[int], channels: int, classes: int) -> None:
+    def __init__(self, stages: Sequence[int], inputs: Sequence[int], channels: int, classes: int, *, extra: bool = True) -> None:
         from torchvision.models.detection.ssdlite import SSDLiteClassificationHead, SSDLiteRegressionHead  # slow to import
 
         super().__init__()
         self.reads = tuple(stages)
+        self.decode = Decode("ssdlite")
         norm = partial(nn.BatchNorm2d, eps=_SSD_EPS)
-        outs = [max(16, channels // part) for part in (1, 2, 2, 4)]
+        outs = extra_channels(channels) if extra else []
         self.extra = nn.ModuleList(_extra(before, out, norm) for before, out in zip((inputs[-1], *outs), outs, strict=False))
-        maps, anchors = [*inputs, *outs], [2 + 2 * len(SSD_RATIOS)] * SSD_MAPS
+        maps, anchors = [*inputs, *outs], [SSD_ANCHORS] * (len(inputs) + len(outs))
         self.boxes = SSDLiteRegressionHead(maps, anchors, norm)
         self.scores = SSDLiteClassificationHead(maps, anchors, classes + 1, norm)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Offsets and logits of every anchor (n, a, 4 + 1 + classes); the first logit is the background's."""
-        maps = [features[number] for number in self.reads]
+        """Answers (n, a, 4 + BACKGROUND + classes) in training, decoded ones (n, a, 4 + classes) in evaluation."""
+        answers = self.answers([features[number] for number in self.reads])
+        return answers if self.training else cast(Tensor, self.decode(answers))
+
+    def answers(self, maps: Sequence[Tensor]) -> Tensor:
+        """Offsets and logits of every anchor, from the maps of the backbone."""
+        maps = [*maps]
         for block in self.extra:
             maps.append(block(maps[-1]))
-        heads = ((self.boxes.module_list, 4), (self.scores.module_list, self.scores.num_columns))
-        return torch.cat(
-            [torch.cat([_rows(part(x), columns) for part, x in zip(head, maps, strict=True)], 1) for head, columns in heads], 2
-        )
+        columns = []
+        for head in (self.boxes, self.scores):
+            parts = zip(head.module_list, maps, strict=True)
+            columns.append(torch.cat([_rows(part(x), head.num_columns) for part, x in parts], dim=1))
+        return torch.cat(columns, dim=2)
 
     def initialise(self, generator: torch.Generator) -> None:
         """As torchvision's: all convolutions of the head from N(0, 0.03^2)."""
@@ -110,24 +126,31 @@ class RetinaNet(nn.Module):
         inputs: channels of each.
         channels: of the pyramid. Published is 256.
         classes: that are told apart.
+        extra: whether there are the two maps that it makes.
     """
 
-    def __init__(self, stages: Sequence[int], inputs: Sequence[int], channels: int, classes: int) -> None:
+    def __init__(self, stages: Sequence[int], inputs: Sequence[int], channels: int, classes: int, *, extra: bool = True) -> None:
         from torchvision.models.detection.retinanet import RetinaNetHead  # slow to import
         from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
         super().__init__()
         self.reads = tuple(stages)
-        self.fpn = FeaturePyramidNetwork(list(inputs), channels, LastLevelP6P7(channels, channels))
-        self.head = RetinaNetHead(channels, len(_FPN_CELLS) * len(_FPN_RATIOS), classes)
-        self.classes = classes
+        self.decode = Decode("retinanet")
+        self.fpn = FeaturePyramidNetwork(list(inputs), channels, LastLevelP6P7(channels, channels) if extra else None)
+        self.head = RetinaNetHead(channels, FPN_ANCHORS, classes)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Offsets and logits of every anchor (n, a, 4 + classes)."""
-        maps = self.fpn(OrderedDict((str(number), features[number]) for number in self.reads)).values()
+        """Answers (n, a, 4 + BACKGROUND + classes) in training, decoded ones (n, a, 4 + classes) in evaluation."""
+        answers = self.answers([features[number] for number in self.reads])
+        return answers if self.training else cast(Tensor, self.decode(answers))
+
+    def answers(self, maps: Sequence[Tensor]) -> Tensor:
+        """Offsets and logits of every anchor, from the maps of the backbone."""
+        pyramid = self.fpn(OrderedDict((str(number), x) for number, x in enumerate(maps))).values()
         boxes, scores = self.head.regression_head, self.head.classification_head
-        parts = ((boxes.conv, boxes.bbox_reg, 4), (scores.conv, scores.cls_logits, self.classes))
-        return torch.cat([torch.cat([_rows(last(conv(x)), columns) for x in maps], 1) for conv, last, columns in parts], 2)
+        offsets = torch.cat([_rows(boxes.bbox_reg(boxes.conv(x)), 4) for x in pyramid], dim=1)
+        logits = torch.cat([_rows(scores.cls_logits(scores.conv(x)), scores.num_classes) for x in pyramid], dim=1)
+        return torch.cat([offsets, torch.zeros_like(logits[..., :BACKGROUND]), logits], dim=2)
 
     def initialise(self, generator: torch.Generator) -> None:
         """As torchvision's: the pyramid by He et al. (uniform), the head from N(0, 0.01^2), and few objects expected."""
@@ -142,25 +165,28 @@ class RetinaNet(nn.Module):
 
 def _rows(x: Tensor, columns: int) -> Tensor:
     """(n, anchors * columns, h, w) -> (n, h * w * anchors, columns): the order of the anchors."""
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1, columns)
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, columns)
 
 
 Detector = SSDLite | RetinaNet
 
 
+def build_detector(kind: DetectorKind, space: SearchSpace, width: float, channels: int, classes: int) -> Detector:
+    """The head on the features of a space's stages, with torchvision's initial weights."""
+    stages = space.detector_stages(kind)
+    inputs = [space.stage_out(number, width) for number in stages]
+    return (SSDLite if kind == "ssdlite" else RetinaNet)(stages, inputs, channels, classes)
+
+
+def answered(space: SearchSpace, resolution: int) -> int:
+    """Anchors that the head of a space answers for, of images of a resolution; 0 where it finds no objects."""
+    if space.dense is None or not finds(space.dense.kind):
+        return 0
+    kind = space.dense.kind
+    return anchor_count(kind, space.stage_size(space.detector_stages(kind)[0] + 1, resolution)[0])
+
+
 # ---- anchors
-
-
-def anchor_count(kind: DetectorKind, side: int) -> int:
-    """Of a head whose largest map has so many cells a side."""
-    if kind == "ssdlite":
-        return (2 + 2 * len(SSD_RATIOS)) * sum(cells**2 for cells in _cells(side, SSD_MAPS))
-    return len(_FPN_CELLS) * len(_FPN_RATIOS) * sum(cells**2 for cells in _cells(side, FPN_MAPS))
-
-
-def _cells(side: int, maps: int) -> list[int]:
-    """Cells a side of every map; each has half of those of the one before, rounded up."""
-    return [-(-side // 2**number) for number in range(maps)]
 
 
 @lru_cache(maxsize=64)
@@ -180,20 +206,19 @@ def anchors(kind: DetectorKind, count: int) -> Tensor:
 def _ssd_anchors(side: int) -> Tensor:
     from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
-    maps = [torch.empty(1, 1, cells, cells) for cells in _cells(side, SSD_MAPS)]
-    make = DefaultBoxGenerator([list(SSD_RATIOS)] * SSD_MAPS, *SSD_SCALES)
+    maps = [torch.empty(1, 1, count, count) for count in cells(side, SSD_MAPS)]
+    make = DefaultBoxGenerator([list(_SSD_RATIOS)] * SSD_MAPS, *_SSD_SCALES)
     return cast(Tensor, make(_image(1), maps)[0])
 
 
 def _fpn_anchors(side: int) -> Tensor:
     from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-    cells = _cells(side, FPN_MAPS)
     # Drawn for an image of 8 px a cell, as at stride 8: the generator counts and rounds in pixels.
     pixels = 8 * side
     sizes = tuple(tuple(int(8 * 2**number * each) for each in _FPN_CELLS) for number in range(FPN_MAPS))
     make = AnchorGenerator(sizes, (_FPN_RATIOS,) * FPN_MAPS)
-    return cast(Tensor, make(_image(pixels), [torch.empty(1, 1, each, each) for each in cells])[0]) / pixels
+    return cast(Tensor, make(_image(pixels), [torch.empty(1, 1, count, count) for count in cells(side, FPN_MAPS)])[0]) / pixels
 
 
 def _image(pixels: int) -> object:
@@ -207,54 +232,80 @@ def _image(pixels: int) -> object:
 
 
 class Decode(nn.Module):
-    """What a head's answers mean: (n, a, columns) -> (n, a, 4 + classes), boxes within the image and scores 0..1.
+    """What a head's answers mean: (n, a, 4 + BACKGROUND + classes) -> (n, a, 4 + classes), boxes within the image and scores 0..1.
 
     Args:
         kind: of the head.
-        count: a, of its anchors.
     """
 
-    places: Tensor
-    scale: Tensor
-
-    def __init__(self, kind: DetectorKind, count: int) -> None:
+    def __init__(self, kind: DetectorKind) -> None:
         super().__init__()
-        known = anchors(kind, count)
         self.kind = kind
-        extent = known[:, 2:] - known[:, :2]
-        self.register_buffer("places", torch.cat([known[:, :2] + extent / 2, extent], dim=1)[None], persistent=False)
-        self.register_buffer("scale", 1 / torch.tensor(WEIGHTS[kind]), persistent=False)
+        self.places: Tensor | None = None
+
+    def keep(self, count: int) -> None:
+        """Holds the anchors of a head that has so many: an exporter cannot follow how they are made."""
+        self.places = anchors(self.kind, count)
 
     def forward(self, answers: Tensor) -> Tensor:
-        offsets, logits = (answers[..., :4] * self.scale), answers[..., 4:]
-        extent = self.places[..., 2:]
-        centre = offsets[..., :2] * extent + self.places[..., :2]
-        half = offsets[..., 2:].clamp(max=_LARGEST).exp() * (extent / 2)
+        places = (anchors(self.kind, answers.shape[1]) if self.places is None else self.places).to(answers.device)
+        extent = places[:, 2:] - places[:, :2]
+        move, _, stretch, _ = WEIGHTS[self.kind]
+        centre = answers[..., :2] * (extent / move) + (places[:, :2] + extent / 2)
+        half = (answers[..., 2:4] / stretch).clamp(max=_LARGEST).exp() * (extent / 2)
+        logits = answers[..., 4:]
         boxes = torch.cat([centre - half, centre + half], dim=2).clamp(0, 1)
-        scores = logits.softmax(2)[..., 1:] if self.kind == "ssdlite" else logits.sigmoid()
+        scores = logits.softmax(2)[..., BACKGROUND:] if self.kind == "ssdlite" else logits[..., BACKGROUND:].sigmoid()
         return torch.cat([boxes, scores], dim=2)
 
 
-@lru_cache(maxsize=64)
-def decoder(kind: DetectorKind, count: int) -> Decode:
-    """The one for so many anchors, on the processor; kept, for it is asked for with every batch."""
-    with torch.inference_mode(False):
-        return Decode(kind, count)
+def encode(kind: DetectorKind, decoded: Tensor) -> Tensor:
+    """Answers (n, a, 4 + BACKGROUND + classes) that mean decoded ones (n, a, 4 + classes), as far as these tell: to judge by."""
+    places = anchors(kind, decoded.shape[1]).to(decoded.device)
+    corner, far = decoded[..., :2], decoded[..., 2:4]
+    boxes = torch.cat([corner, far.maximum(corner + _CERTAIN)], dim=2)  # what was moved out of the image has no size any more
+    scores = decoded[..., 4:]
+    if kind == "ssdlite":
+        logits = torch.cat([1 - scores.sum(dim=2, keepdim=True), scores], dim=2).clamp(min=_CERTAIN).log()
+    else:
+        logits = torch.cat([torch.zeros_like(scores[..., :BACKGROUND]), scores.logit(_CERTAIN)], dim=2)
+    return torch.cat([offsets_of(kind, boxes, places.expand(len(decoded), -1, -1)), logits], dim=2)
+
+
+def offsets_of(kind: DetectorKind, boxes: Tensor, places: Tensor) -> Tensor:
+    """What anchors (..., 4) have to answer to become boxes (..., 4)."""
+    from torchvision.models.detection._utils import BoxCoder  # slow to import
+
+    result: Tensor = BoxCoder(WEIGHTS[kind]).encode_single(boxes.reshape(-1, 4), places.reshape(-1, 4))
+    return result.view_as(boxes)
 
 
 def select(decoded: Tensor) -> Tensor:
     """The objects (d, 6) found in one image, best first: box, label, score.
 
-    Non-maximum suppression, class by class, of the best candidates. It is made of what ONNX has, so it can be exported.
-
     Args:
         decoded: (a, 4 + classes), of `Decode`.
     """
-    from torchvision.ops import nms
+    count, columns = decoded.shape
+    return _select(decoded, columns - 4, min(CANDIDATES, count * (columns - 4)))
 
-    classes = decoded.shape[1] - 4
-    every = decoded[:, 4:].flatten()
-    scores, at = every.topk(min(CANDIDATES, every.shape[0]))
+
+class Select(nn.Module):
+    """`select` of (1, a, 4 + classes), as a part of a network that is exported: it is made of what ONNX has."""
+
+    def __init__(self, count: int, classes: int) -> None:
+        super().__init__()
+        self.classes, self.candidates = classes, min(CANDIDATES, count * classes)
+
+    def forward(self, decoded: Tensor) -> Tensor:
+        return _select(decoded[0], self.classes, self.candidates)
+
+
+def _select(decoded: Tensor, classes: int, candidates: int) -> Tensor:
+    """Non-maximum suppression, class by class, of the best candidates."""
+    from torchvision.ops import nms  # slow to import
+
+    scores, at = decoded[:, 4:].flatten().topk(candidates)
     labels = (at % classes).to(decoded.dtype)
     boxes = decoded[:, :4][torch.div(at, classes, rounding_mode="floor")]
     # Boxes of different classes are moved apart, so one pass serves all.

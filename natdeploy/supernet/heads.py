@@ -9,21 +9,31 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from natdeploy.space import Block, SearchSpace
+from natdeploy.space.detectors import finds
+from natdeploy.supernet.detectors import Detector, RetinaNet, SSDLite, build_detector
 
 
 def build_head(space: SearchSpace, width: float, classes: int) -> nn.Module:
     """The dense head of a space on the features of its stages, with torch's default initial weights.
 
     It takes the outputs of all stages, first to last, (n, c, h, w) each, and gives logits (n, classes, h', w') at the size of the
-    largest of those it reads; `upsample` brings them to the image's.
+    largest of those it reads; `upsample` brings them to the image's. Heads that find objects answer otherwise (`detectors.py`).
     """
     spec = space.dense
     assert spec is not None, "a space without a dense head has pooling and a linear layer"
+    if finds(spec.kind):
+        return build_detector(spec.kind, space, width, spec.channels, classes)
     outs = [space.stage_out(number, width) for number in range(len(space.stages))]
     if spec.kind == "lraspp":
         low = space.low_stage()
         return LRASPP(low, outs[low], outs[-1], spec.channels, classes)
     return DeepLabV3(outs[-1], spec.channels, spec.rates_at(space.reached_stride), classes)
+
+
+def answers(head: nn.Module, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """What a dense head answers to an image of a size (height, width): logits (n, classes, *size), or a detector's answers."""
+    logits = cast(Tensor, head(features))
+    return logits if isinstance(head, Detector) else upsample(logits, size)
 
 
 def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -88,11 +98,17 @@ class HeadPart(nn.Module):
             self.part = DeepLabV3(inputs, mid, block.rates, classes)
         elif block.kind == "lraspp":
             self.part = LRASPP(0, 1, inputs, mid, classes).lraspp
+        elif block.kind in ("ssdlite", "ssdlite_low"):
+            self.part = SSDLite((0,), (inputs,), mid, classes, extra=block.kind == "ssdlite")
+        elif block.kind in ("retinanet", "retinanet_level"):
+            self.part = RetinaNet((0,), (inputs,), mid, classes, extra=block.kind == "retinanet")
         else:
             self.part = nn.Conv2d(inputs, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (1, classes, h, w): of the image's size, or of the low features'."""
+        """Logits (1, classes, h, w): of the image's size, or of the low features'; or a detector's answers, not decoded."""
+        if isinstance(self.part, Detector):
+            return self.part.answers([x])
         if isinstance(self.part, nn.Conv2d):
             return cast(Tensor, self.part(x))
         if isinstance(self.part, DeepLabV3):

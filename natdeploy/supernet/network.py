@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from natdeploy.space import Arch, Block, Layer, SearchSpace
-from natdeploy.supernet.heads import build_head, upsample
+from natdeploy.supernet.detectors import Detector
+from natdeploy.supernet.heads import answers, build_head
 from natdeploy.supernet.layers import NORM_EPS, ElasticConv, ElasticMBConv, Padding, activate
 from natdeploy.supernet.subnet import Subnet, cropped_block
 
@@ -130,7 +131,7 @@ class Supernet(nn.Module):
             if self.dense:  # what nobody will read should not be held
                 features.append(x)
         if self.head is None:
-            return upsample(self.classifier(features), size)
+            return answers(self.classifier, features, size)
         x = self.head(x, self.head.conv.out_channels, 1).mean((2, 3))
         if self.mix is not None:
             x = activate(self.mix(x), self.space.head_activation)
@@ -187,3 +188,6 @@ def _initialise(network: nn.Module, generator: torch.Generator) -> None:
         elif isinstance(module, nn.ParameterDict):
             for matrix in module.values():
                 nn.init.eye_(matrix)
+    for module in network.modules():
+        if isinstance(module, Detector):  # its parts are ordinary layers, but begin otherwise
+            module.initialise(generator)

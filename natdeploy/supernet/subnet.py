@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from natdeploy.space import Arch, Block, SearchSpace
 from natdeploy.space.blocks import Activation
-from natdeploy.supernet.heads import HeadPart, build_head, upsample
+from natdeploy.supernet.detectors import Detector, answered
+from natdeploy.supernet.heads import HeadPart, answers, build_head
 from natdeploy.supernet.layers import NORM_EPS, Padding, pads
 from natdeploy.supernet.mould import Mould
 
@@ -151,8 +152,8 @@ def _mould_of_parity(block: Block, padding: Padding, norm_eps: float) -> Mould:
 class Subnet(nn.Module):
     """One architecture as a network: images (n, 3, r, r) -> logits (n, classes), r the architecture's resolution.
 
-    With a dense head: images (n, 3, h, w) -> logits (n, classes, h, w). Parameters and buffers have the same names as the
-    supernet's, so a subnet's state is the supernet's, cropped.
+    With a dense head: images (n, 3, h, w) -> logits (n, classes, h, w); one that finds objects answers otherwise (`detectors.py`).
+    Parameters and buffers have the same names as the supernet's, so a subnet's state is the supernet's, cropped.
 
     Args:
         space: of the architecture.
@@ -187,6 +188,9 @@ class Subnet(nn.Module):
         if head is None:
             head = build_head(space, arch.width, classes) if self.dense else next(modules)
         self.classifier = head
+        self.anchors = answered(space, arch.resolution)
+        if isinstance(head, Detector):
+            head.decode.keep(self.anchors)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -195,7 +199,9 @@ class Subnet(nn.Module):
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """Of its answer."""
+        """Of its answer to one image, in evaluation mode."""
+        if self.anchors:
+            return 1, self.anchors, 4 + self.classes
         return (1, self.classes, *self.input_shape[2:]) if self.dense else (1, self.classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -206,7 +212,7 @@ class Subnet(nn.Module):
             if self.dense:  # what nobody will read should not be held
                 features.append(x)
         if self.head is None:
-            return upsample(self.classifier(features), images.shape[-2:])
+            return answers(self.classifier, features, images.shape[-2:])
         x = self.head(x)
         if self.mix is not None:
             x = self.mix(x)

@@ -5,6 +5,7 @@ from natdeploy.tasks.box_files import scan_boxes
 from natdeploy.tasks.boxes import Boxed, BoxSet, Objects, decode_boxes, split_boxes
 from natdeploy.tasks.classification import Classification
 from natdeploy.tasks.data import ImageSet, Splits, scan_images, split
+from natdeploy.tasks.detection import BoxAugmentation, Detection
 from natdeploy.tasks.masks import Masked, MaskSet, decode_masks, first_size, palette, scan_masks, split_masks
 from natdeploy.tasks.named import NAMED, NamedSet, Recipe, named_set, open_named
 from natdeploy.tasks.pixels import Pixels, PixelSource, decode, open_pixels
@@ -15,9 +16,11 @@ __all__ = [
     "METRICS",
     "NAMED",
     "Augmentation",
+    "BoxAugmentation",
     "BoxSet",
     "Boxed",
     "Classification",
+    "Detection",
     "ImageSet",
     "MaskAugmentation",
     "MaskSet",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,6 +79,24 @@ class BoxSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def fingerprint(self) -> str:
+        """SHA-256 that says whether this is the same data set: over name and size of every image, its boxes, and the classes.
+
+        Raises:
+            DataError: a file has gone since the folder was scanned.
+        """
+        digest = hashlib.sha256("\n".join(self.classes).encode())
+        for path, objects in zip(self.images, self.objects, strict=True):
+            try:
+                digest.update(f"{path}\0{(self.root / path).stat().st_size}\n".encode())
+            except OSError as error:
+                raise DataError(
+                    f"{self.root / path} cannot be read ({error.strerror}); leave the folder alone while it is used"
+                ) from error
+            for array in (objects.boxes, objects.labels, objects.crowd):
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     @property
     def negatives(self) -> int:
@@ -181,7 +200,7 @@ def _read(path: Path, stated: tuple[int, int] | None, side: int) -> tuple[Bytes,
     try:
         with Image.open(path) as file:
             size = file.height, file.width
-            file.draft("RGB", (side, side))  # a large JPEG is read at half its size, or less, where that is enough
+            file.draft("RGB", (2 * side, 2 * side))  # a large JPEG is read at half its size, or less, where that is enough
             image = file.convert("RGB")
     except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
         return " ".join(str(error).split()) or type(error).__name__

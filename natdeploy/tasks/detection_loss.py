@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, l1_loss, smooth_l1_loss
 
-from natdeploy.supernet.detectors import WEIGHTS, DetectorKind, anchors
+from natdeploy.space.detectors import DetectorKind
+from natdeploy.supernet.detectors import BACKGROUND, anchors, encode, offsets_of
 
 _NEGATIVES = 3
 """Anchors of the background that count, to one with an object: those that are most wrong (SSD, arXiv 1512.02325, section 2.2)."""
@@ -17,18 +18,19 @@ _FPN_OVERLAPS = (0.5, 0.4)
 """At least, to find an object; at most, to be background (RetinaNet, arXiv 1708.02002, section 4)."""
 
 
-def detection_loss(kind: DetectorKind, answers: Tensor, targets: Sequence[Tensor]) -> Tensor:
+def detection_loss(kind: DetectorKind, answers: Tensor, targets: Sequence[Tensor], classes: int) -> Tensor:
     """Loss () of a batch: SSD's or RetinaNet's, as in torchvision.
 
     But for one thing: torchvision's SSD learns nothing from an image that shows nothing; here its three worst anchors count.
 
     Args:
         kind: of the head.
-        answers: (n, a, columns).
+        answers: (n, a, 4 + BACKGROUND + classes), of training; or decoded ones (n, a, 4 + classes), for judging.
         targets: (n) of (m, TARGET_COLUMNS); crowds are not learned from.
+        classes: that are told apart.
     """
     places = anchors(kind, answers.shape[1]).to(answers.device)
-    answers = answers.float()
+    answers = answers.float() if answers.shape[2] == 4 + BACKGROUND + classes else encode(kind, answers.float())
     objects = [target[target[:, 5] == 0].to(answers.device) for target in targets]
     matched = torch.stack([match(kind, each[:, :4], places) for each in objects])
     return (_ssd if kind == "ssdlite" else _retinanet)(answers, objects, matched, places)
@@ -59,7 +61,7 @@ def _ssd(answers: Tensor, objects: Sequence[Tensor], matched: Tensor, places: Te
     for row, (each, found) in enumerate(zip(objects, matched, strict=True)):
         finds = found >= 0
         labels[row, finds] = 1 + each[found[finds], 4].long()
-        wanted = _offsets("ssdlite", each[found[finds], :4], places[finds])
+        wanted = offsets_of("ssdlite", each[found[finds], :4], places[finds])
         moved = moved + smooth_l1_loss(answers[row, finds, :4], wanted, reduction="sum")
     wrong = cross_entropy(answers[..., 4:].flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
     positive = labels > 0
@@ -75,17 +77,9 @@ def _retinanet(answers: Tensor, objects: Sequence[Tensor], matched: Tensor, plac
     losses = []
     for answer, each, found in zip(answers, objects, matched, strict=True):
         finds, counts = found >= 0, found != -2
-        wanted = torch.zeros_like(answer[:, 4:])
+        wanted = torch.zeros_like(answer[:, 4 + BACKGROUND :])
         wanted[finds, each[found[finds], 4].long()] = 1
-        wrong = sigmoid_focal_loss(answer[counts, 4:], wanted[counts], reduction="sum")
-        moved = l1_loss(answer[finds, :4], _offsets("retinanet", each[found[finds], :4], places[finds]), reduction="sum")
+        wrong = sigmoid_focal_loss(answer[counts, 4 + BACKGROUND :], wanted[counts], reduction="sum")
+        moved = l1_loss(answer[finds, :4], offsets_of("retinanet", each[found[finds], :4], places[finds]), reduction="sum")
         losses.append((wrong + moved) / finds.sum().clamp(min=1))
     return torch.stack(losses).mean()
-
-
-def _offsets(kind: DetectorKind, boxes: Tensor, places: Tensor) -> Tensor:
-    """What anchors (f, 4) have to answer to become boxes (f, 4)."""
-    from torchvision.models.detection._utils import BoxCoder
-
-    result: Tensor = BoxCoder(WEIGHTS[kind]).encode_single(boxes, places)
-    return result

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from natdeploy.tasks.data import Splits
 
-TaskName = Literal["classification", "segmentation"]
+TaskName = Literal["classification", "segmentation", "detection"]
 
-METRICS: Mapping[TaskName, str] = {"classification": "accuracy", "segmentation": "mean IoU"}
+METRICS: Mapping[TaskName, str] = {"classification": "accuracy", "segmentation": "mean IoU", "detection": "mean AP"}
 """What networks of a task are judged by, before people."""
 
 SplitName = Literal["train", "validation", "calibration", "test"]
@@ -33,7 +33,7 @@ class Tally(Protocol):
 
 
 class Task(Protocol):
-    """Data, loss and metric of one thing to learn: classes of whole images, or of every pixel."""
+    """Data, loss and metric of one thing to learn: classes of images, or of every pixel, or what objects there are, and where."""
 
     @property
     def name(self) -> TaskName:

@@ -142,7 +142,7 @@ def _dense_config(data: Path, seed: Path, tables: Path, out: Path) -> SearchConf
         head=SCENE_HEAD,
         constraints=("latency<=1ms",),
         tables=tables,
-        schedule={"epochs": 12},
+        schedule={"epochs": 8},
         nat={"initial": 10, "rounds": 1, "infill": 2, "parents": 4, "population": 12, "generations": 4, "measure_every": 0},
         adapt={"train": {"batch_size": 8}},
     )

@@ -21,8 +21,10 @@ from natdeploy.pipeline import SearchConfig, model_files, run_files
 from natdeploy.pipeline import export as verb
 from natdeploy.pipeline.export import file_for
 from natdeploy.pipeline.search import read_config
+from natdeploy.pipeline.setting import stored_space
 from natdeploy.progress import Silent
 from natdeploy.runtimes import ort, tflite, trt
+from natdeploy.space import space_toml
 from natdeploy.store import RunStore
 
 module = importlib.import_module("natdeploy.pipeline.bundles")
@@ -248,3 +250,10 @@ def test_a_folder_that_cannot_be_written_is_said(run: Path) -> None:
     with pytest.raises(NatdeployError, match="cannot be written"):
         verb(run, "baseline")
     (run / "models" / net).unlink()
+
+
+def test_a_run_without_a_task_is_of_classification(finished: SearchConfig) -> None:
+    with RunStore.open(finished.out) as store:
+        old = {name: value for name, value in store.config.items() if name not in ("task", "head", "masks")}
+        assert SearchConfig.model_validate(old) == finished and finished.task == "classification"
+        assert space_toml(stored_space(finished, store)) == store.get("space")

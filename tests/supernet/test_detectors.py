@@ -9,20 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from natdeploy.space.detectors import DETECTOR_KINDS, FPN_MAPS, DetectorKind, anchor_count
 from natdeploy.supernet.detectors import (
+    BACKGROUND,
     CANDIDATES,
-    DETECTOR_KINDS,
-    FPN_MAPS,
     LEAST,
     MOST,
     OVERLAP,
     WEIGHTS,
     Decode,
-    DetectorKind,
     RetinaNet,
     SSDLite,
-    anchor_count,
     anchors,
+    encode,
     select,
 )
 
@@ -88,7 +87,7 @@ def test_ssdlite_answers_as_torchvisions_head_does() -> None:
     theirs = SSDLiteHead([each.shape[1] for each in maps], [6] * 6, 4, nn.BatchNorm2d)
     theirs.regression_head, theirs.classification_head = ours.boxes, ours.scores
     expected = theirs(maps)
-    torch.testing.assert_close(ours(inputs), torch.cat([expected["bbox_regression"], expected["cls_logits"]], 2))
+    torch.testing.assert_close(ours.answers(inputs[1:]), torch.cat([expected["bbox_regression"], expected["cls_logits"]], 2))
 
 
 def test_retinanet_answers_as_torchvisions_head_does() -> None:
@@ -96,7 +95,9 @@ def test_retinanet_answers_as_torchvisions_head_does() -> None:
     maps = list(ours.fpn(OrderedDict((str(number), each) for number, each in enumerate(inputs))).values())
     assert [each.shape[-1] for each in maps] == [20, 10, 5, 3, 2] and len(maps) == FPN_MAPS
     expected = ours.head(maps)
-    torch.testing.assert_close(ours(inputs), torch.cat([expected["bbox_regression"], expected["cls_logits"]], 2))
+    nothing = torch.zeros(2, expected["cls_logits"].shape[1], BACKGROUND)
+    parts = [expected["bbox_regression"], nothing, expected["cls_logits"]]
+    torch.testing.assert_close(ours.answers(inputs), torch.cat(parts, 2))
 
 
 @pytest.mark.parametrize("kind", DETECTOR_KINDS)
@@ -105,7 +106,7 @@ def test_initial_weights_follow_from_the_generator(kind: DetectorKind) -> None:
     for each in (one, other):
         each.initialise(torch.Generator().manual_seed(7))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    scores = Decode(kind, anchor_count(kind, 10))(one(features(20 if kind == "ssdlite" else 10)))[..., 4:]
+    scores = one(features(20 if kind == "ssdlite" else 10))[..., 4:]
     assert scores.shape[-1] == 3
     if kind == "retinanet":
         assert 0.005 < float(scores.mean()) < 0.02, "few objects are expected"
@@ -116,15 +117,15 @@ def test_boxes_are_decoded_as_torchvision_does(kind: DetectorKind) -> None:
     from torchvision.models.detection._utils import BoxCoder
 
     count = anchor_count(kind, 3)
-    answers = 3 * noise(2, count, 4 + 3 + (kind == "ssdlite"))
-    decoded = Decode(kind, count)(answers)
+    answers = 3 * noise(2, count, 4 + BACKGROUND + 3)
+    decoded = Decode(kind)(answers)
     for each, boxes in zip(answers, decoded, strict=True):
         expected = BoxCoder(WEIGHTS[kind]).decode_single(each[:, :4], anchors(kind, count)).clamp(0, 1)
         torch.testing.assert_close(boxes[:, :4], expected)
-    scores = answers[..., 4:].softmax(2)[..., 1:] if kind == "ssdlite" else answers[..., 4:].sigmoid()
+    scores = answers[..., 4:].softmax(2)[..., 1:] if kind == "ssdlite" else answers[..., 5:].sigmoid()
     torch.testing.assert_close(decoded[..., 4:], scores)
     huge = torch.full((1, count, answers.shape[2]), 1e4)
-    assert torch.isfinite(Decode(kind, count)(huge)).all()
+    assert torch.isfinite(Decode(kind)(huge)).all()
 
 
 def test_of_boxes_of_a_class_that_overlap_the_best_is_kept() -> None:
@@ -191,17 +192,17 @@ def test_losses_are_torchvisions(kind: DetectorKind) -> None:
     from natdeploy.tasks.detection_loss import detection_loss
 
     count = anchor_count(kind, 10)
-    answers = noise(2, count, 4 + 3 + (kind == "ssdlite")).requires_grad_()
+    answers = noise(2, count, 4 + BACKGROUND + 3).requires_grad_()
     targets, places = [targets_of(0), targets_of(1)], anchors(kind, count)
     matched = matched_as_torchvision(kind, targets, places)
     theirs = [{"boxes": each[:, :4], "labels": each[:, 4].long() + (kind == "ssdlite")} for each in targets]
-    outputs = {"bbox_regression": answers[..., :4], "cls_logits": answers[..., 4:]}
+    outputs = {"bbox_regression": answers[..., :4], "cls_logits": answers[..., 4 if kind == "ssdlite" else 5 :]}
     if kind == "ssdlite":
         settings = SimpleNamespace(box_coder=BoxCoder(WEIGHTS[kind]), neg_to_pos_ratio=3.0)
         parts = SSD.compute_loss(settings, theirs, outputs, [places] * 2, matched)
     else:
         parts = RetinaNetHead(8, 9, 3).compute_loss(theirs, outputs, [places] * 2, matched)
-    loss = detection_loss(kind, answers, targets)
+    loss = detection_loss(kind, answers, targets, 3)
     torch.testing.assert_close(loss, sum(parts.values()))
     loss.backward()  # type: ignore[no-untyped-call]
     assert answers.grad is not None and torch.isfinite(answers.grad).all()
@@ -211,10 +212,28 @@ def test_losses_are_torchvisions(kind: DetectorKind) -> None:
 def test_images_that_show_nothing_teach_background_and_crowds_teach_nothing(kind: DetectorKind) -> None:
     from natdeploy.tasks.detection_loss import detection_loss
 
-    answers = noise(1, anchor_count(kind, 5), 4 + 3 + (kind == "ssdlite")).requires_grad_()
+    answers = noise(1, anchor_count(kind, 5), 4 + BACKGROUND + 3).requires_grad_()
     crowd = targets_of(0)
     crowd[:, 5] = 1
-    losses = [detection_loss(kind, answers, [each]) for each in (torch.empty(0, 6), crowd)]
+    losses = [detection_loss(kind, answers, [each], 3) for each in (torch.empty(0, 6), crowd)]
     assert float(losses[0].detach()) > 0 and torch.equal(losses[0], losses[1])
     losses[0].backward()  # type: ignore[no-untyped-call]
     assert answers.grad is not None and not answers.grad[..., :4].any() and answers.grad[..., 4:].any()
+
+
+@pytest.mark.parametrize("kind", DETECTOR_KINDS)
+def test_decoded_answers_are_judged_like_those_they_come_from(kind: DetectorKind) -> None:
+    from natdeploy.tasks.detection_loss import detection_loss
+
+    # Small offsets: boxes that reach out of the image are cut off, and lose by that.
+    answers = 0.1 * noise(2, anchor_count(kind, 10), 4 + BACKGROUND + 3)
+    answers[..., 4:] *= 20
+    answers[..., 4] = 0
+    targets, decoded = [targets_of(0), targets_of(1)], Decode(kind)(answers)
+    inside = ((decoded[..., :4] > 0) & (decoded[..., :4] < 1)).all(dim=2)
+    torch.testing.assert_close(encode(kind, decoded)[inside][:, :4], answers[inside][:, :4], atol=1e-3, rtol=1e-3)
+    losses = [float(detection_loss(kind, each, targets, 3)) for each in (answers, decoded)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    gone = torch.zeros_like(decoded)
+    gone[..., 4:] = torch.nn.functional.one_hot(torch.zeros(gone.shape[:2], dtype=torch.int64), 3)
+    assert torch.isfinite(detection_loss(kind, gone, targets, 3)), "boxes of no size and scores of 0 and 1"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from natdeploy.errors import UsageError, WeightsError
-from natdeploy.space import HEAD_KINDS, Arch, HeadKind, HeadSpec, SearchSpace, get_space
+from natdeploy.space import PIXEL_KINDS, Arch, HeadKind, HeadSpec, SearchSpace, get_space
 from natdeploy.supernet import (
     Padding,
     Subnet,
@@ -45,7 +45,7 @@ def dense_subnet(space: SearchSpace, arch: Arch, kind: HeadKind, classes: int = 
     return Subnet(dense(kind, space), arch, classes).eval()
 
 
-@pytest.mark.parametrize("kind", HEAD_KINDS)
+@pytest.mark.parametrize("kind", PIXEL_KINDS)
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
 def test_an_extracted_network_computes_what_the_supernet_computes_on_images_of_any_shape(kind: HeadKind, padding: Padding) -> None:
     supernet = Supernet(dense(kind), 5, padding=padding).eval()
@@ -60,7 +60,7 @@ def test_an_extracted_network_computes_what_the_supernet_computes_on_images_of_a
             assert not subnet.training and all(parameter.requires_grad for parameter in subnet.parameters())
 
 
-@pytest.mark.parametrize("kind", HEAD_KINDS)
+@pytest.mark.parametrize("kind", PIXEL_KINDS)
 def test_a_network_with_a_head_has_the_names_of_its_supernet_and_an_ordinary_backbone(kind: HeadKind) -> None:
     arch = DEMO.decode(DEMO.upper)
     subnet, supernet = dense_subnet(DEMO, arch, kind).state_dict(), Supernet(dense(kind), 5).state_dict()
@@ -101,7 +101,7 @@ def test_lraspp_reads_the_last_features_and_those_of_stride_8() -> None:
         torch.testing.assert_close(subnet(x), F.interpolate(expected, (64, 64), mode="bilinear"), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", HEAD_KINDS)
+@pytest.mark.parametrize("kind", PIXEL_KINDS)
 def test_a_classification_network_gives_its_backbone_to_a_dense_one(kind: HeadKind) -> None:
     arch = sample(DEMO, 1)[0]
     torch.manual_seed(1)

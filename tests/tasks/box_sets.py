@@ -29,14 +29,28 @@ def annotation(key: int, image: int, category: int, box: Any, crowd: int = 0) ->
 
 
 def coco(
-    path: Path, annotations: Sequence[Mapping[str, Any]], images: Sequence[int] = range(10), categories: Any = CATS
+    path: Path,
+    annotations: Sequence[Mapping[str, Any]],
+    images: Sequence[int] = range(10),
+    categories: Any = CATS,
+    *,
+    height: int = 12,
+    width: int = 16,
 ) -> dict[str, Any]:
-    """Writes a file of instances about images `000000000007.png`, 16 x 12 px."""
+    """Writes a file of instances about images called `000000000007.png`."""
     content = {
         "info": {"description": "made", "url": "", "version": "1.0", "year": 2017, "contributor": "", "date_created": "2017/09/01"},
         "licenses": [{"url": "", "id": 1, "name": "none"}],
         "images": [
-            {"license": 1, "file_name": f"{key:012}.png", "coco_url": "", "height": 12, "width": 16, "flickr_url": "", "id": key}
+            {
+                "license": 1,
+                "file_name": f"{key:012}.png",
+                "coco_url": "",
+                "height": height,
+                "width": width,
+                "flickr_url": "",
+                "id": key,
+            }
             | {"date_captured": "2013-11-14 11:18:45"}
             for key in images
         ],

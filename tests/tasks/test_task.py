@@ -17,23 +17,31 @@ from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 
 from natdeploy.space import get_space
+from natdeploy.space.detectors import anchor_count
+from natdeploy.supernet.detectors import anchors
 from natdeploy.tasks import (
     Classification,
+    Detection,
     Segmentation,
     Targets,
     Task,
     TaskName,
     decode,
+    decode_boxes,
     decode_masks,
     moved,
+    scan_boxes,
     scan_images,
     scan_masks,
     split,
+    split_boxes,
     split_masks,
     total,
 )
+from natdeploy.tasks.detection_loss import match
 from natdeploy.tasks.masks import IGNORE
 from natdeploy.tasks.task import SplitName
+from tests.tasks.box_sets import annotation, coco
 
 RESOLUTION = 16
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -63,7 +71,22 @@ def segmentation(folder: Path) -> Task:
     return Segmentation(data, split_masks(data, 0), (0.0,) * 3, (1.0,) * 3, 0)
 
 
-MAKERS: dict[TaskName, Callable[[Path], Task]] = {"classification": classification, "segmentation": segmentation}
+def detection(folder: Path) -> Task:
+    rng = np.random.default_rng(0)
+    keys = range(20)
+    for key in keys:
+        save(folder / f"images/{key:012}.png", rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    boxes = [annotation(100 + key, key, (1, 18)[key % 2], [1 + key % 4, 2, 8, 9]) for key in keys]
+    coco(folder / "instances.json", boxes, keys)
+    data = decode_boxes(scan_boxes(folder / "instances.json"), 20)
+    return Detection(data, split_boxes(data, 0), (0.0,) * 3, (1.0,) * 3, 0)
+
+
+MAKERS: dict[TaskName, Callable[[Path], Task]] = {
+    "classification": classification,
+    "segmentation": segmentation,
+    "detection": detection,
+}
 
 
 @pytest.fixture(scope="module", params=MAKERS)
@@ -73,12 +96,27 @@ def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def right(task: Task, targets: Targets) -> Tensor:
     """What a network would answer that knows the targets."""
+    if task.name == "detection":
+        return torch.stack([_right_boxes(each) for each in targets])
     answer = one_hot(targets.clamp(max=len(task.classes) - 1), len(task.classes)).float()
     return answer if task.name == "classification" else answer.permute(0, 3, 1, 2)
 
 
-def chance(task: Task, count: int) -> Tensor:
+def _right_boxes(target: Tensor) -> Tensor:
+    """Every anchor that is to find an object finds it, and the others nothing."""
+    places = anchors("ssdlite", anchor_count("ssdlite", 4))
+    found = match("ssdlite", target[:, :4], places)
+    answer = torch.cat([places.clamp(0, 1), torch.zeros(len(places), 2)], dim=1)
+    finds = found >= 0
+    answer[finds, :4] = target[found[finds], :4]
+    answer[finds, 4 + target[found[finds], 4].long()] = 1
+    return answer
+
+
+def chance(task: Task, count: int, cells: int = 4) -> Tensor:
     generator = torch.Generator().manual_seed(0)
+    if task.name == "detection":
+        return torch.randn(count, anchor_count("ssdlite", cells), 4 + 1 + 2, generator=generator)
     size = () if task.name == "classification" else task.input_size(RESOLUTION)
     return torch.randn(count, len(task.classes), *size, generator=generator)
 
@@ -117,19 +155,26 @@ def test_a_split_is_seen_once_and_a_part_of_it_is_fixed(task: Task, part: SplitN
 
 
 def test_tallies_add_up_to_those_of_all_images_and_knowing_better_is_better(task: Task) -> None:
+    if task.name == "detection":
+        pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed; pip install 'natdeploy[detection]'")
     for answer, low, high in ((right, 1.0, 1.0), (lambda _, own: -right(task, own), 0.0, 0.0)):
         batches = list(task.batches("train", RESOLUTION, 3))
         alone = total(task.tally(answer(task, own[i : i + 1]), own[i : i + 1]) for _, own in batches for i in range(len(own)))
         whole = total(task.tally(answer(task, own), own) for _, own in batches)
         assert low <= task.metric(alone) == task.metric(whole) <= high
     _, targets = next(task.batches("train", RESOLUTION, 4))
-    assert task.loss(9 * right(task, targets), targets) < task.loss(chance(task, len(targets)), targets)
+    sure = right(task, targets) * (1 if task.name == "detection" else 9)
+    assert task.loss(sure, targets) < task.loss(chance(task, len(targets)), targets)
 
 
 def test_another_network_is_learned_from_at_whatever_resolution(task: Task) -> None:
     student = chance(task, 2).requires_grad_()
     teacher = chance(task, 2).requires_grad_()
-    larger = teacher if task.name == "classification" else interpolate(teacher, task.input_size(32), mode="nearest")
+    larger = teacher
+    if task.name == "detection":
+        larger = chance(task, 2, cells=7).requires_grad_()
+    elif task.name == "segmentation":
+        larger = interpolate(teacher, task.input_size(32), mode="nearest")
     for answer in (teacher, larger):
         loss = task.distillation(student, answer, 2.0)
         (gradient,) = torch.autograd.grad(loss, student)
