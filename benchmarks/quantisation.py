@@ -78,8 +78,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "default": tflite.Int8(),
         "moving average": tflite.Int8(ranges="average"),
         "one scale a layer": tflite.Int8(per_channel=False),
-        "fp32 h-swish": tflite.Int8(kept=("HARD_SWISH",)),
-        "fp32 squeeze-excite": tflite.Int8(kept=("MUL", "MEAN")),
+        "fused h-swish": tflite.Int8(fused_hswish=True),
+        "fp32 h-swish": tflite.Int8(fused_hswish=True, kept=("HARD_SWISH",)),
+        "fused h-swish, fp32 squeeze-excite": tflite.Int8(fused_hswish=True, kept=("MUL", "MEAN")),
         "fp32 classifier": tflite.Int8(kept=("FULLY_CONNECTED",)),
     },
 }

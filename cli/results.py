@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from natdeploy.stopwatch import share_of_passes
+
 from .terminal import echo_wrapped, print_table, write_json
 
 if TYPE_CHECKING:
@@ -40,7 +42,9 @@ def _shares(seconds: Mapping[str, float]) -> str:
     for stage, own in seconds.items():
         parts[stage.partition(":")[0]] += own
     shares = (f"{part} {100 * own / total:.1f} %" for part, own in sorted(parts.items(), key=lambda each: -each[1]) if own)
-    return "; ".join([f"{total:.0f} s", ", ".join(shares)]) if total else "0 s"
+    passes = share_of_passes(seconds)
+    told = [] if passes is None else [f"forward and backward passes {100 * passes:.0f} % of what is not profiling or measuring"]
+    return "; ".join([f"{total:.0f} s", ", ".join(shares), *told]) if total else "0 s"
 
 
 def show_nets(nets: Sequence[NetRecord], *, as_json: bool) -> None:

@@ -7,8 +7,13 @@ that was spent in any. On accelerators that compute while Python goes on, a part
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+PASSES = frozenset({"forward and backward", "architecture", "forward passes", "BatchNorm pass"})
+"""Stages of parts (`training: forward and backward`) in which networks see images and nothing else is done."""
+ON_TARGET = frozenset({"profiling", "measuring the front"})
+"""Parts that take place on the target, as long as its measurement protocol asks for, whatever trains."""
 
 _seconds: dict[str, float] = {}
 _open: list[str] = []
@@ -42,3 +47,10 @@ def take() -> dict[str, float]:
     taken = dict(_seconds)
     _seconds.clear()
     return taken
+
+
+def share_of_passes(seconds: Mapping[str, float]) -> float | None:
+    """Forward and backward passes as a share, 0 to 1, of the seconds of all parts but those on the target; None without any."""
+    own = {part: spent for part, spent in seconds.items() if part not in ON_TARGET}
+    total = sum(own.values())
+    return sum(spent for part, spent in own.items() if part.partition(": ")[2] in PASSES) / total if total else None

@@ -57,3 +57,16 @@ def test_parts_add_up_to_the_time_that_passed() -> None:
                 sum(range(100))
     passed = time.perf_counter() - start
     assert 0 < sum(take().values()) <= passed
+
+
+def test_the_share_of_passes_leaves_out_what_the_target_takes() -> None:
+    spent = {
+        "training: forward and backward": 50.0,
+        "judging: forward passes": 20.0,
+        "test: BatchNorm pass": 10.0,
+        "images": 20.0,
+        "profiling": 500.0,
+        "measuring the front": 100.0,
+    }
+    assert stopwatch.share_of_passes(spent) == 0.8
+    assert stopwatch.share_of_passes({"profiling": 5.0}) is None

@@ -182,7 +182,7 @@ def _warn_of_changes(predictor: Predictor, target: Target, progress: Progress) -
 
 def spent_seconds(store: RunStore) -> float:
     """What a run has spent of its minutes."""
-    return sum(seconds for part, seconds in store.seconds().items() if part not in BESIDE_THE_MINUTES)
+    return sum(seconds for part, seconds in store.seconds().items() if part.partition(":")[0] not in BESIDE_THE_MINUTES)
 
 
 def read_config(store: RunStore) -> SearchConfig:
@@ -434,7 +434,7 @@ class _Search:
         """Judges the nets on the test images, and those that were tuned with their own weights as well."""
         self.store.add_seconds(take())
         statistics: dict[str, torch.Tensor] = {}
-        with self.progress.task("judging on test images", len(nets), "nets") as advance, timed(TEST):
+        with self.progress.task("judging on test images", len(nets), "nets") as advance, timed("judging: other"):
             for net in nets:
                 arch = Arch.parse(net.arch)
                 subnet = calibrated_subnet(self.training.averaged, arch, task)
@@ -445,7 +445,7 @@ class _Search:
                 self.store.put_net(tested)
                 advance(1)
         self.store.save_checkpoint(STATISTICS, statistics, {})
-        self.store.add_seconds({TEST: sum(take().values())})
+        self.store.add_seconds({f"{TEST}: {part.removeprefix('judging: ')}": seconds for part, seconds in take().items()})
 
     def _test_accuracy(self, subnet: Subnet, net: NetRecord, task: Task) -> float:
         """In torch; of a net of another precision, as a file in its runtime."""

@@ -41,6 +41,7 @@ from natdeploy.report.tables import (
     quantity,
 )
 from natdeploy.space import Arch, Block
+from natdeploy.stopwatch import share_of_passes
 from natdeploy.store import FileRecord, LatencyRecord, NetRecord
 
 _BEFORE = "before, %"
@@ -476,7 +477,11 @@ def _time(data: PageData) -> Markup:
     rows.append(
         element("tr", element("th", "total"), element("td", _duration(total), class_="number"), element("td"), element("td"))
     )
-    return section("Where the time went", element("table", element("tbody", *rows), class_="times"))
+    passes, notes = share_of_passes(data.seconds), []
+    if passes is not None:
+        told = f"Forward and backward passes are {100 * passes:.0f} % of what is not profiling or measuring."
+        notes.append(element("p", told, class_="note"))
+    return section("Where the time went", element("table", element("tbody", *rows), class_="times"), *notes)
 
 
 def _pairs(values: Mapping[str, str]) -> Markup:

@@ -37,12 +37,15 @@ class Int8:
         ranges: of activations: `minmax`, the extremes over all images; `average`, ai-edge-quantizer's moving average of each
             image's, which depends on the last twenty.
         per_channel: of weights, else one scale a layer, which ruins depthwise layers.
-        kept: TFLite operators that stay in float32, such as `HARD_SWISH`.
+        kept: TFLite operators that stay in float32, such as `FULLY_CONNECTED`.
+        fused_hswish: whether h-swish is one operator, which XNNPACK does not compute in 8 bits and which cuts the network into
+            pieces for it; else a sum and two products.
     """
 
     ranges: str = "minmax"
     per_channel: bool = True
     kept: tuple[str, ...] = ()
+    fused_hswish: bool = False
 
 
 INT8 = Int8()
@@ -113,7 +116,7 @@ def convert(
 
     frozen = copy.deepcopy(module).eval()
     try:
-        content = write(frozen, example, dynamic_size)
+        content = write(frozen, example, dynamic_size, fused_hswish=precision != "int8" or int8.fused_hswish)
     except UnknownModuleError:
         content = _translate(frozen, example, dynamic_size)
     if precision == "fp16":

@@ -50,11 +50,17 @@ _WEIGHT_AXES = {"CONV_2D": (0, 2, 3, 1), "DEPTHWISE_CONV_2D": (1, 2, 3, 0), "FUL
 """Axes of torch's weights in TFLite's order; torch's first one counts the outputs."""
 
 
-def write(module: torch.nn.Module, example: torch.Tensor, dynamic_size: bool) -> bytes:
+def write(module: torch.nn.Module, example: torch.Tensor, dynamic_size: bool, *, fused_hswish: bool = True) -> bytes:
     """A .tflite file of a module that consists of convolutions, linear layers and what stands between them.
 
     Its operators are those that litert-torch makes of the same module, all in version 1, which the oldest runtimes read. None has a
     size in it, so the file computes at any. Images are (1, height, width, channels) within.
+
+    Args:
+        module: in evaluation mode.
+        example: an input.
+        dynamic_size: whether the file is to say that height and width may differ.
+        fused_hswish: whether h-swish is one operator, or a sum and two products.
 
     Raises:
         UnknownModuleError: the module has something else.
@@ -66,7 +72,7 @@ def write(module: torch.nn.Module, example: torch.Tensor, dynamic_size: bool) ->
         traced = torch.fx.symbolic_trace(torch.nn.Sequential(module))
     except Exception as error:  # whatever the module's own code does not do to a proxy
         raise UnknownModuleError(str(error)) from error
-    graph = _Graph()
+    graph = _Graph(fused_hswish)
     made: dict[Any, _Tensor] = {}
     for node in list(traced.graph.nodes):
         called = traced.get_submodule(node.target) if node.op == "call_module" else node.target
@@ -89,7 +95,8 @@ def write(module: torch.nn.Module, example: torch.Tensor, dynamic_size: bool) ->
 class _Graph:
     """A network in TFLite's operators."""
 
-    def __init__(self) -> None:
+    def __init__(self, fused_hswish: bool) -> None:
+        self._fused_hswish = fused_hswish
         self._inputs: list[_Tensor] = []
         self._outputs: list[_Tensor] = []
         self._made: list[_Tensor] = []
@@ -123,7 +130,10 @@ class _Graph:
         if kind in {"ReLU6", "relu6"} and plain:
             return self._activated(node.name, x, maker, _RELU6)
         if kind in {"Hardswish", "hardswish"} and plain:
-            return self._made_by("HARD_SWISH", node.name, [x], x.shape)
+            if self._fused_hswish:
+                return self._made_by("HARD_SWISH", node.name, [x], x.shape)
+            gate = self._hard_sigmoid(f"{node.name}/gate", x, None)  # not into the bias before: x is a factor as well
+            return self._made_by("MUL", node.name, [x, gate], x.shape)
         if kind in {"Hardsigmoid", "hardsigmoid"} and plain:
             return self._hard_sigmoid(node.name, x, maker)
         if kind in {"add", "iadd", "mul", "imul"} and plain and others and len(x.shape) == len(others[0].shape):

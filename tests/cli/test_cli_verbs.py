@@ -412,6 +412,8 @@ def test_what_follows_the_table_fits_80_columns(calls: list[Any], monkeypatch: p
     monkeypatch.setattr(pipeline, "report", lambda _: told)
     shown = run("report", "runs/x").stdout
     assert max(map(len, shown.splitlines())) <= 80
-    assert "time: 88 s; training 92.0 %, measuring the front 6.8 %, images 1.1 %" in " ".join(shown.split())
+    assert "time: 88 s; training 92.0 %, measuring the front 6.8 %, images 1.1 %; forward and backward passes 0 %" in " ".join(
+        shown.split()
+    )
     assert told.standing in " ".join(shown.split())
     assert all(line.startswith("         ") for line in shown.splitlines() if line.startswith(" ") and "costs" in line)

@@ -100,6 +100,23 @@ def test_writes_what_torch_computes(name: str, tmp_path: Path) -> None:
         assert _difference(content, module, torch.randn(shape), tmp_path, delegate) < 1e-5
 
 
+def test_h_swish_is_written_out_where_xnnpack_would_leave_it_out(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_quantizer", reason="ai-edge-quantizer is missing; pip install 'natdeploy[tflite]'")
+    module, x = (
+        _settled(nn.Sequential(nn.Conv2d(4, 8, 1), nn.Hardswish(), nn.Conv2d(8, 4, 1), nn.Hardswish())),
+        torch.randn(1, 4, 9, 9),
+    )
+    assert _difference(tflite_writer.write(module, x, True, fused_hswish=False), module, x, tmp_path) < 1e-5
+    for fused in (False, True):
+        path = tmp_path / f"{fused}.tflite"
+        tflite.convert(module, x, path, precision="int8", dynamic_size=False, int8=tflite.Int8(fused_hswish=fused))
+        session = tflite.load(path, tuple(x.shape), 1)
+        left = [(kind, count) for kind, where, count in tflite.placement(session) if where != "xnnpack"]
+        assert left == ([("HARD_SWISH", 2)] if fused else [])
+        (found,), expected = tflite.run(session, [x.numpy()]), module(x).detach().numpy()
+        assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_every_convolution_is_placed_and_padded_as_in_torch(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
