@@ -54,6 +54,12 @@ def export(
         str | None,
         typer.Option("--photo-size", metavar="HxW", help="Of tflite with --input photo: the one size its files take, as 480x640."),
     ] = None,
+    nms: Annotated[
+        bool,
+        typer.Option(
+            "--nms", help="Of a run for detection: an ONNX file, too, that answers with objects, non-maximum suppression inside."
+        ),
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="End with exit code 4 where a file is refused.")] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Of weights: where the files go; a run keeps its own.")] = Path("models"),
     data: Annotated[
@@ -95,8 +101,10 @@ def export(
         if source.is_dir() or source.suffix == "":
             if data is not None or space is not None:
                 raise UsageError("--data and --space are for files of weights; a run knows its own")
-            files = pipeline.export(source, arch=arch or "knee", **asked)
+            files = pipeline.export(source, arch=arch or "knee", nms=nms, **asked)
         else:
+            if nms:
+                raise UsageError("--nms is for runs; a file of weights holds no network that finds objects")
             files = pipeline.export_weights(source, out, arch=arch, data=data, space=space, **asked)
         show_files(files, as_json=as_json)
         refused = [file for file in files if file.refused]

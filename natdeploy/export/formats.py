@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from natdeploy.errors import MissingRuntimeError, UsageError
 from natdeploy.export import onnx, openvino, tflite
@@ -18,6 +19,7 @@ from natdeploy.hardware.runtimes import Runtime
 from natdeploy.runtimes import ort, ov, trt
 from natdeploy.runtimes import tflite as litert
 from natdeploy.supernet import Subnet
+from natdeploy.supernet.detectors import Select
 
 PRECISIONS = ("fp32", "fp16", "int8")
 """From the safest to the smallest."""
@@ -117,6 +119,7 @@ def write(
     input: TensorFacts,
     description: Description,
     calibration: Sequence[torch.Tensor],
+    suppressed: bool = False,
 ) -> None:
     """Writes a subnet, as it computes in evaluation mode, for one image; it is left as it is.
 
@@ -130,11 +133,14 @@ def write(
         input: that it takes.
         description: is written into the file.
         calibration: images (1, 3, h, w) fp32 that int8 learns its ranges from; of no use to the others.
+        suppressed: with non-maximum suppression inside, of a network that finds objects.
 
     Raises:
         MissingRuntimeError: a library is missing that it takes to write it.
     """
-    module = copy.deepcopy(subnet).cpu().eval()
+    module: nn.Module = copy.deepcopy(subnet).cpu().eval()
+    if suppressed:
+        module = nn.Sequential(module, Select(subnet.anchors, subnet.classes))
     example = torch.zeros(subnet.input_shape)
     try:
         format.runtime.convert(

@@ -16,6 +16,7 @@ from natdeploy.pipeline.config import target_of
 from natdeploy.pipeline.finished import finished_nets, load_subnet, own_target, select_nets
 from natdeploy.pipeline.search import LOG, read_config
 from natdeploy.pipeline.setting import stored_convention, stored_space, stored_task
+from natdeploy.pipeline.suppressed import write_suppressed
 from natdeploy.progress import Progress, Silent
 from natdeploy.space import Arch
 from natdeploy.store import FileRecord, NetRecord, RunStore
@@ -32,6 +33,7 @@ def export(
     max_drop: float = MAX_DROP,
     input: InputKind = "nchw",
     photo_size: PhotoSize | None = None,
+    nms: bool = False,
     progress: Progress | None = None,
 ) -> list[FileRecord]:
     """Writes nets of a run as files, each compared with torch and scored in its own runtime before it is handed out.
@@ -49,6 +51,7 @@ def export(
         input: `nchw` or `nhwc` for prepared floats, `image` for the bytes of an image, which the file then prepares itself,
             `photo` for those of a photo, which it resizes as well.
         photo_size: height and width of photos, px, for formats whose files resize photos of one size only: `tflite`.
+        nms: also `model.nms.onnx`, of networks that find objects: with non-maximum suppression inside.
         progress: is told about every file.
 
     Raises:
@@ -66,6 +69,8 @@ def export(
         with progress.task("exporting", count, "files") as advance:
             for net in nets:
                 files += export_net(store, net, asked, progress, advance)
+                if nms:
+                    progress.note(f"{_suppressed(store, net)}: with non-maximum suppression inside, as good as torch on validation")
         return files
 
 
@@ -96,6 +101,12 @@ def export_net(
             store.put_file(made[-1])
             advance(1)
     return made
+
+
+def _suppressed(store: RunStore, net: NetRecord) -> Path:
+    task = stored_task(read_config(store), store)
+    subnet = load_subnet(store, Arch.parse(net.arch), tuned=net.tuned_accuracy is not None)
+    return write_suppressed(store.folder / bundle_name(net), _describe(store, net, task), subnet, task)
 
 
 def file_for(store: RunStore, net: NetRecord, target: Target) -> FileRecord | None:

@@ -117,9 +117,11 @@ def test_another_strategy_and_head(photos: Path, seed_file: Path, box_tables: Pa
 # ---- files
 
 
-def test_files_are_judged_by_mean_precision_in_their_runtimes(found: SearchConfig, photos: Path, tmp_path: Path) -> None:
+def test_files_are_judged_by_mean_precision_in_their_runtimes(
+    found: SearchConfig, photos: Path, tmp_path: Path, notes: Any
+) -> None:
     formats = ["onnx", *(["openvino"] if importlib.util.find_spec("openvino") else [])]
-    files = verb(found.out, "best", formats, ["fp32"])
+    files = verb(found.out, "best", formats, ["fp32"], nms=True, progress=notes)
     (net,) = [net for net in pipeline.nets(found.out) if (net.role, net.id) == ("front", files[0].id)]
     metadata = read_bundle(found.out / "models" / net.id)
     what, how = metadata.description, metadata.description.preprocessing
@@ -130,13 +132,15 @@ def test_files_are_judged_by_mean_precision_in_their_runtimes(found: SearchConfi
         assert file.test_accuracy == pytest.approx(net.test_accuracy, abs=1e-3)
         assert told.output.shape[0] == 1 and told.output.shape[2] == 6
         draws_boxes(found, net, file.format, photos, tmp_path)
+    assert any("model.nms.onnx: with non-maximum suppression inside" in line for line in notes.lines)
+    draws_boxes(found, net, "onnx", photos, tmp_path, "model.nms.onnx")
     assert "pipeline_tag: object-detection" in (found.out / "models" / net.id / "README.md").read_text()
 
 
-def draws_boxes(config: SearchConfig, net: NetRecord, name: str, photos: Path, folder: Path) -> None:
+def draws_boxes(config: SearchConfig, net: NetRecord, name: str, photos: Path, folder: Path, *model: str) -> None:
     """The program beside the files, run as a user would, on a photo whose answer torch knows."""
     photo = shutil.copy(photos / "images/000000000003.png", folder / f"{name}.png")
-    command = [sys.executable, str(config.out / "models" / net.id / f"detect_{name}.py"), str(photo)]
+    command = [sys.executable, str(config.out / "models" / net.id / f"detect_{name}.py"), str(photo), *model]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     with RunStore.open(config.out) as store:
