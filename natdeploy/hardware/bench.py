@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from natdeploy.hardware.device import Target
+from natdeploy.hardware.transports import Transport
+
+_Told_co = TypeVar("_Told_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,28 @@ class Round:
     waited: float | None = None
 
 
-class Bench(Protocol):
+@dataclass(frozen=True)
+class Setup:
+    """What a harness works with.
+
+    Attributes:
+        transport: to the device.
+        target: device, runtime, precision and threads.
+        settings: how long to measure.
+        seed: of the input values.
+        reference: measured beside each model.
+        names: of the models' files in the device's folder, by their paths here.
+    """
+
+    transport: Transport
+    target: Target
+    settings: MeasureSettings
+    seed: int
+    reference: Candidate
+    names: Mapping[Path, str]
+
+
+class Bench(Protocol[_Told_co]):
     """A harness on a device to which the models have been pushed."""
 
     @property
@@ -104,11 +130,11 @@ class Bench(Protocol):
     def steps(self, models: int) -> int:
         """How often `round` calls `advance` for so many models."""
 
-    def round(self, models: Sequence[Candidate], advance: Callable[[int], None]) -> Mapping[str, Round | str]:
-        """Times models in a fresh process (or one each), in the order given, the reference between them.
+    def round(self, models: Sequence[Candidate], advance: Callable[[int], None]) -> Mapping[str, _Told_co | str]:
+        """Measures models in a fresh process (or one each), in the order given, the reference between them.
 
         Returns:
-            By id, the times or why there are none. Models without an answer have to be asked for again: another one took the
+            By id, the record or why there are none. Models without an answer have to be asked for again: another one took the
             process down that they were in.
 
         Raises:

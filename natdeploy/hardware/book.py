@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
-from natdeploy.hardware.device import Target
-from natdeploy.progress import Progress
-
 _Record = TypeVar("_Record")
-_Result = TypeVar("_Result")
 
 DECIDES = ("harness", "runtime", "runtime_version", "provider", "threads", "cpu", "cores", "affinity", "governor", "os")
 """Facts of an environment that times depend on."""
@@ -47,32 +43,7 @@ class Blank(Generic[_Record]):
         pass
 
 
-class ChangedError(Exception):
-    """The target is another than it was when the book was written; the message says in what."""
-
-
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """In what two environments differ that times depend on, in words; what one of them does not tell is no difference."""
     differ = [name for name in DECIDES if name in old and name in new and old[name] != new[name]]
     return [f"{name} was {old[name]} and is {new[name]}" for name in differ]
-
-
-def add_to(book: Book[_Record], process: int, records: Mapping[str, _Record], environment: Mapping[str, Any]) -> None:
-    """Keeps records, if they were measured where the others were.
-
-    Raises:
-        ChangedError: they were not.
-    """
-    if differences := changed(book.environment, environment):
-        raise ChangedError(", ".join(differences))
-    book.keep(process, records, environment)
-
-
-def anew_if_changed(measure: Callable[[], _Result], book: Book[Any], target: Target, progress: Progress) -> _Result:
-    """What `measure` gives, which goes on from the book; all of it measured now, where the target turns out to have changed."""
-    try:
-        return measure()
-    except ChangedError as changes:
-        progress.note(f"{target} is not what it was ({changes}), so that everything is measured again")
-        book.forget()
-        return measure()

@@ -9,7 +9,7 @@ from typing import Any
 
 from natdeploy.hardware.bench import Candidate
 from natdeploy.hardware.device import Target
-from natdeploy.hardware.measure import push_models
+from natdeploy.hardware.rounds import push_models
 from natdeploy.hardware.runner_bench import Died, Runner
 from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.hardware.tools import timed_by_tool

@@ -9,24 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
-from natdeploy.errors import DeviceError
-from natdeploy.hardware.bench import Bench, Candidate, MeasureSettings, Round
-from natdeploy.hardware.book import Blank, Book, add_to, anew_if_changed
-from natdeploy.hardware.conditions import settle
+from natdeploy.hardware.bench import Candidate, MeasureSettings, Round
+from natdeploy.hardware.book import Blank, Book
 from natdeploy.hardware.device import Target
+from natdeploy.hardware.rounds import Work, run_rounds
 from natdeploy.hardware.runner_bench import RunnerBench
-from natdeploy.hardware.runtimes import Runtime, get_runtime
 from natdeploy.hardware.tool_bench import ToolBench
 from natdeploy.hardware.tools import timed_by_tool, tool_of
-from natdeploy.hardware.transports import Transport, connect
 from natdeploy.progress import Progress
 from natdeploy.runtimes import runner
 
@@ -160,80 +152,22 @@ def measure(
         DeviceError: the device cannot be reached, the harness is not there or failed before its first model, or (without
             keep_going) a model raised, crashed or hung.
     """
-    book = Blank() if book is None else book
-    attempt = partial(
-        _measure, candidates, reference, target, settings, seed=seed, progress=progress, keep_going=keep_going, book=book
+    work = Work(
+        candidates,
+        reference,
+        target,
+        settings,
+        seed,
+        make_bench=ToolBench if timed_by_tool(target.device) else RunnerBench,
+        doing="measuring",
+        keep_going=keep_going,
+        book=Blank() if book is None else book,
     )
-    return anew_if_changed(attempt, book, target, progress)
-
-
-def _measure(
-    candidates: Sequence[Candidate],
-    reference: Candidate,
-    target: Target,
-    settings: MeasureSettings,
-    *,
-    seed: int,
-    progress: Progress,
-    keep_going: bool,
-    book: Book[Round],
-) -> MeasureResult:
-    rounds = {process: dict(book.known(process)) for process in range(settings.processes)}
-    missing = [candidate for candidate in candidates if any(candidate.id not in found for found in rounds.values())]
-    failures: dict[str, str] = {}
-    environment = book.environment
-    if missing:
-        runtime = get_runtime(target.runtime)
-        with connect(target.device) as transport:
-            names = push_models(transport, runtime, [reference, *missing])
-            bench: Bench = (
-                ToolBench(transport, target, settings, seed=seed, reference=reference, names=names)
-                if timed_by_tool(target.device)
-                else RunnerBench(transport, target, settings, seed=seed, reference=reference, names=names)
-            )
-            begun = list(book.environment.get("conditions", ()))
-            steps = sum(bench.steps(sum(each.id not in found for each in missing)) for found in rounds.values())
-            with progress.task(f"measuring on {target}", steps, "steps") as advance:
-                for process, found in rounds.items():
-                    order = [candidates[i] for i in np.random.default_rng([seed, process]).permutation(len(candidates))]
-                    unanswered = [each for each in order if each.id not in found and each.id not in failures]
-                    if not unanswered:
-                        continue
-                    utc = datetime.now(UTC).isoformat(timespec="seconds")
-                    conditions = settle(transport, target.device, progress)
-                    begun.append({"process": process, "utc": utc, **conditions})
-                    while unanswered:
-                        answers = bench.round(unanswered, advance)
-                        environment = {**bench.environment, **conditions, "conditions": [*begun]}
-                        failures |= {name: answer for name, answer in answers.items() if isinstance(answer, str)}
-                        _raise_unless(keep_going, failures, target)
-                        times = {name: answer for name, answer in answers.items() if isinstance(answer, Round)}
-                        add_to(book, process, times, environment)
-                        found.update(times)
-                        unanswered = [candidate for candidate in unanswered if candidate.id not in answers]
-    good = {each.id: [found[each.id] for found in rounds.values()] for each in candidates if each.id not in failures}
-    references = [ms for found in good.values() for each in found for ms in each.references_ms]
+    found = run_rounds(work, progress)
+    references = [ms for rounds in found.records.values() for each in rounds for ms in each.references_ms]
     reference_ms = _rank(references, _QUIET) if references else math.nan
-    measurements = tuple(_summary(name, found, reference_ms) for name, found in good.items())
-    return MeasureResult(measurements, failures, reference_ms, environment)
-
-
-def _raise_unless(keep_going: bool, failures: Mapping[str, str], target: Target) -> None:
-    if failures and not keep_going:
-        name, why = next(iter(failures.items()))
-        raise DeviceError(f"{name} does not run on {target}: {why}")
-
-
-def push_models(transport: Transport, runtime: Runtime, candidates: Sequence[Candidate]) -> dict[Path, str]:
-    """Pushes every file once, whatever number of candidates share it; its name on the device by its path here."""
-    names: dict[Path, str] = {}
-    for candidate in candidates:
-        if candidate.model not in names:
-            names[candidate.model] = name = f"{len(names)}{candidate.model.suffix}"
-            transport.push(candidate.model, name)
-            for companion in runtime.companions(candidate.model):
-                transport.push(companion, Path(name).with_suffix(companion.suffix).name)
-    return names
+    measurements = tuple(_summary(name, rounds, reference_ms) for name, rounds in found.records.items())
+    return MeasureResult(measurements, found.failures, reference_ms, found.environment)
 
 
 def _summary(name: str, rounds: Sequence[Round], reference_ms: float) -> Measurement:

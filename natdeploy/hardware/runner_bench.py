@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from natdeploy.errors import DeviceError
-from natdeploy.hardware.bench import Candidate, MeasureSettings, Round
+from natdeploy.hardware.bench import Candidate, Round, Setup
 from natdeploy.hardware.device import Target
 from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.hardware.transports import ProgramError, Transport
@@ -77,6 +77,11 @@ class Runner:
             transport.push(loop, loop.name)
             self._plan["loop"] = loop.name
 
+    @classmethod
+    def of(cls, setup: Setup, loop: Path | None = None) -> Self:
+        """With the settings of a measurement."""
+        return cls(setup.transport, setup.target, asdict(setup.settings), seed=setup.seed, names=setup.names, loop=loop)
+
     def run(
         self,
         models: Sequence[Candidate],
@@ -133,31 +138,14 @@ class Runner:
 class RunnerBench:
     """The runner's loop of latencies.
 
-    Args:
-        transport: to the device.
-        target: device, runtime, precision and threads.
-        settings: how long to measure.
-        seed: of the input values.
-        reference: timed beside each model.
-        names: of the models' files in the device's folder.
-
     Raises:
         DeviceError: the device has no Python.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        target: Target,
-        settings: MeasureSettings,
-        *,
-        seed: int,
-        reference: Candidate,
-        names: Mapping[Path, str],
-    ) -> None:
+    def __init__(self, setup: Setup) -> None:
         self.environment: Mapping[str, Any] = {}
-        self._settings, self._reference = settings, reference
-        self._runner = Runner(transport, target, asdict(settings), seed=seed, names=names)
+        self._settings, self._reference = setup.settings, setup.reference
+        self._runner = Runner.of(setup)
 
     def steps(self, models: int) -> int:
         return models * (self._settings.slices + 1)

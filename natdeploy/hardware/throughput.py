@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from natdeploy.errors import DeviceError
-from natdeploy.hardware.bench import Candidate, MeasureSettings
-from natdeploy.hardware.book import Blank, Book, add_to, anew_if_changed
-from natdeploy.hardware.conditions import settle
+from natdeploy.hardware.bench import Candidate, MeasureSettings, Setup
+from natdeploy.hardware.book import Blank, Book
 from natdeploy.hardware.device import Target
-from natdeploy.hardware.measure import UNSTABLE, push_models
+from natdeploy.hardware.measure import UNSTABLE
+from natdeploy.hardware.rounds import Work, run_rounds
 from natdeploy.hardware.runner_bench import Died, Runner
-from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.hardware.tools import timed_by_tool
-from natdeploy.hardware.transports import connect
 from natdeploy.progress import Progress
 from natdeploy.runtimes import throughput
 
@@ -110,56 +104,45 @@ def measure_throughput(
         raise DeviceError(
             f"{target.device.name} is timed by a vendor's tool, one request at a time; throughput needs Python, named in its file"
         )
-    book = Blank() if book is None else book
-    attempt = partial(_measure, candidates, reference, target, settings, seed=seed, progress=progress, book=book)
-    return anew_if_changed(attempt, book, target, progress)
+    work = Work(
+        candidates,
+        reference,
+        target,
+        settings,
+        seed,
+        make_bench=ThroughputBench,
+        doing="throughput",
+        keep_going=True,
+        book=Blank() if book is None else book,
+    )
+    found = run_rounds(work, progress)
+    shapes = {each.id: each.shape for each in candidates}
+    measurements = tuple(_summary(name, records, shapes[name]) for name, records in found.records.items())
+    return ThroughputResult(measurements, found.failures, found.environment)
 
 
-def _measure(
-    candidates: Sequence[Candidate],
-    reference: Candidate,
-    target: Target,
-    settings: MeasureSettings,
-    *,
-    seed: int,
-    progress: Progress,
-    book: Book[Counts],
-) -> ThroughputResult:
-    rounds = {process: dict(book.known(process)) for process in range(settings.processes)}
-    missing = [candidate for candidate in candidates if any(candidate.id not in found for found in rounds.values())]
-    failures: dict[str, str] = {}
-    environment = book.environment
-    if missing:
-        with connect(target.device) as transport:
-            names = push_models(transport, get_runtime(target.runtime), [reference, *missing])
-            loop = Path(throughput.__file__)
-            program = Runner(transport, target, asdict(settings), seed=seed, names=names, loop=loop)
-            begun = list(book.environment.get("conditions", ()))
-            steps = sum(each.id not in found for each in missing for found in rounds.values())
-            with progress.task(f"throughput on {target}", steps, "steps") as advance:
-                for process, found in rounds.items():
-                    order = [candidates[i] for i in np.random.default_rng([seed, process]).permutation(len(candidates))]
-                    unanswered = [each for each in order if each.id not in found and each.id not in failures]
-                    if not unanswered:
-                        continue
-                    utc = datetime.now(UTC).isoformat(timespec="seconds")
-                    conditions = settle(transport, target.device, progress)
-                    begun.append({"process": process, "utc": utc, **conditions})
-                    while unanswered:
-                        answer = program.run(unanswered, reference, advance, silence_s=settings.silence_s)
-                        if isinstance(answer, Died):
-                            failures[answer.model] = answer.why
-                        else:
-                            environment = {**answer.environment, **conditions, "conditions": [*begun]}
-                            told = {each["id"]: _counts(each, settings) for each in answer.records}
-                            failures |= {name: each for name, each in told.items() if isinstance(each, str)}
-                            counts = {name: each for name, each in told.items() if isinstance(each, Counts)}
-                            add_to(book, process, counts, environment)
-                            found.update(counts)
-                        unanswered = [each for each in unanswered if each.id not in found and each.id not in failures]
-    good = {each: [found[each.id] for found in rounds.values()] for each in candidates if each.id not in failures}
-    measurements = tuple(_summary(each, found) for each, found in good.items())
-    return ThroughputResult(measurements, failures, environment)
+class ThroughputBench:
+    """The runner's loop of many requests at once, one model after the other.
+
+    Raises:
+        DeviceError: the device has no Python.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.environment: Mapping[str, Any] = {}
+        self._setup = setup
+        self._runner = Runner.of(setup, loop=Path(throughput.__file__))
+
+    def steps(self, models: int) -> int:
+        return models
+
+    def round(self, models: Sequence[Candidate], advance: Callable[[int], None]) -> Mapping[str, Counts | str]:
+        settings = self._setup.settings
+        answer = self._runner.run(models, self._setup.reference, advance, silence_s=settings.silence_s)
+        if isinstance(answer, Died):
+            return {answer.model: answer.why}
+        self.environment = answer.environment
+        return {each["id"]: _counts(each, settings) for each in answer.records}
 
 
 def _counts(record: Mapping[str, Any], settings: MeasureSettings) -> Counts | str:
@@ -171,12 +154,12 @@ def _counts(record: Mapping[str, Any], settings: MeasureSettings) -> Counts | st
     return Counts(tuple(record["counts"]), record["window_s"], record["how"], record["reference_ms"])
 
 
-def _summary(candidate: Candidate, records: Sequence[Counts]) -> Throughput:
-    batch = candidate.shape[0] if len(candidate.shape) > 1 else 1
+def _summary(name: str, records: Sequence[Counts], shape: Sequence[int]) -> Throughput:
+    batch = shape[0] if len(shape) > 1 else 1
     rates = tuple(batch * sum(each.counts) / (len(each.counts) * each.window_s) for each in records)
     beside = [each.reference_ms for each in records]
     return Throughput(
-        id=candidate.id,
+        id=name,
         images_per_s=median(rates),
         process_images_per_s=rates,
         windows=tuple(each.counts for each in records),

@@ -4,44 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from natdeploy.errors import DeviceError
-from natdeploy.hardware.bench import Candidate, MeasureSettings, Round
-from natdeploy.hardware.device import Target
+from natdeploy.hardware.bench import Candidate, Round, Setup
 from natdeploy.hardware.shell_facts import shell_facts
 from natdeploy.hardware.tools import Job, Timings, UnreadableError, find, tool_of
-from natdeploy.hardware.transports import ProgramError, Transport
+from natdeploy.hardware.transports import ProgramError
 
 
 class ToolBench:
-    """Finds the tool of a target, and asks the device what it is.
-
-    Args:
-        transport: to the device.
-        target: device, runtime, precision and threads.
-        settings: how long to measure; the tool runs a model's slices in one piece.
-        seed: of the input values, where the tool takes one.
-        reference: timed before and after each model.
-        names: of the models' files in the device's folder.
+    """Finds the tool of a target, and asks the device what it is. The tool runs a model's slices in one piece.
 
     Raises:
         DeviceError: there is no tool for the target, or none on the device.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        target: Target,
-        settings: MeasureSettings,
-        *,
-        seed: int,
-        reference: Candidate,
-        names: Mapping[Path, str],
-    ) -> None:
+    def __init__(self, setup: Setup) -> None:
+        transport, target, settings = setup.transport, setup.target, setup.settings
         self._transport, self._target, self._settings = transport, target, settings
-        self._seed, self._reference, self._names = seed, reference, names
+        self._seed, self._reference, self._names = setup.seed, setup.reference, setup.names
         self._found = find(transport, target.device, tool_of(target))
         self._prepared: set[tuple[str, tuple[int, ...]]] = set()
         self._took_ms: dict[str, float] = {}

@@ -23,7 +23,7 @@ from natdeploy.hardware.throughput import STREAMS, Counts, measure_throughput
 from natdeploy.logs import log_to
 from natdeploy.pipeline.book import NOWHERE, JointBook, Keeper, SavedBook, file_keeper
 from natdeploy.pipeline.compare_times import agreement, compare, compare_results, require_shared, slower_int8
-from natdeploy.pipeline.model_files import Subject, bundle, foreign
+from natdeploy.pipeline.model_files import SUFFIXES, Subject, bundle, foreign
 from natdeploy.pipeline.record_times import record_footprints, record_times
 from natdeploy.pipeline.run_files import run_subjects
 from natdeploy.pipeline.search import LOG, read_config
@@ -185,12 +185,19 @@ def _subjects(
     subjects: list[Subject] = []
     for path in paths:
         if path in runs:
+            if files := sorted(each.name for each in path.iterdir() if each.suffix in SUFFIXES):
+                raise UsageError(f"{path} is neither a run nor an exported folder; name its model files, such as {path / files[0]}")
             stores[path] = open_things.enter_context(RunStore.open(path))
             open_things.enter_context(log_to(path / LOG))
             folder = converted / str(len(stores))
             folder.mkdir()
             prefix = f"{path}/" if len(runs) > 1 else ""  # as a book leaves it out
-            subjects += run_subjects(stores[path], target, arch, folder, progress, prefix=prefix)
+            try:
+                subjects += run_subjects(stores[path], target, arch, folder, progress, prefix=prefix)
+            except UsageError as error:
+                if str(path) in str(error):
+                    raise
+                raise UsageError(f"{path}: {error}") from error
         elif path.is_dir():
             subjects += bundle(path, target, progress)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from natdeploy.errors import DeviceError
 from natdeploy.hardware.bench import Candidate, MeasureSettings
 from natdeploy.hardware.device import parse_target
 from natdeploy.hardware.footprint import Footprint, measure_footprints
+from natdeploy.hardware.runner_bench import Runner
 from natdeploy.hardware.runtimes import get_runtime
 from natdeploy.hardware.throughput import measure_throughput
 from natdeploy.progress import Silent
@@ -58,6 +60,20 @@ def test_a_model_that_does_not_run_fails_alone(tmp_path: Path) -> None:
     assert [each.id for each in result.measurements] == ["net"]
     assert list(result.failures) == ["broken"]
     assert "InvalidArgument" in result.failures["broken"]
+
+
+def test_a_model_that_ends_no_request_has_no_rate_but_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, target = candidate("onnxruntime", tmp_path), parse_target("host")
+    original = Runner.run
+
+    def slow(self: Runner, *arguments: Any, **options: Any) -> Any:
+        told = original(self, *arguments, **options)
+        return replace(told, records=[each | {"counts": [0, 0]} for each in told.records])
+
+    monkeypatch.setattr(Runner, "run", slow)
+    result = measure_throughput([model], model, target, SHORT, seed=0, progress=Silent())
+    assert result.measurements == ()
+    assert result.failures == {"net": "no request ended within the 0.1 s in which they are counted"}
 
 
 def test_a_vendors_tool_has_no_throughput(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,17 +13,22 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from natdeploy import pipeline
+from natdeploy.hardware.bench import QUICK
 from natdeploy.hardware.device import host_facts, parse_target
 from natdeploy.latency.plan import make_plan
 from natdeploy.latency.table import BlockRow, Provenance, Role, SubnetRow, Table, Timing, write_table
 from natdeploy.pipeline import SearchConfig
 from natdeploy.pipeline.config import HeadSettings
+from natdeploy.pipeline.correct import FrontMeasurer
+from natdeploy.pipeline.problem import Problem
 from natdeploy.pipeline.profile import table_folder
+from natdeploy.pipeline.setting import Setting
 from natdeploy.progress import Silent
 from natdeploy.runtimes import ort
 from natdeploy.search import NatSettings
-from natdeploy.space import SearchSpace, cost, get_space
+from natdeploy.space import Arch, SearchSpace, cost, get_space
 from natdeploy.space.catalog import plain_arch
+from natdeploy.store import RunStore
 from natdeploy.supernet import Subnet, write_seed
 from natdeploy.training.adapt import AdaptSettings
 from natdeploy.training.loop import TrainSettings
@@ -46,6 +51,26 @@ class Notes(Silent):
 @pytest.fixture
 def notes() -> Notes:
     return Notes()
+
+
+@pytest.fixture
+def new_store(tmp_path: Path) -> Iterator[RunStore]:
+    """Of a run that has begun and holds nothing yet."""
+    with RunStore.create(tmp_path / "store", {}, {}) as store:
+        yield store
+
+
+@pytest.fixture
+def front_measurer(new_store: RunStore, notes: Notes) -> Callable[[Problem, Setting], FrontMeasurer]:
+    """What measures the front of a problem, quickly, and keeps it in the new store."""
+
+    def make(problem: Problem, setting: Setting) -> FrontMeasurer:
+        def extract(arch: Arch) -> Subnet:
+            return setting.supernet.extract(arch).eval()
+
+        return FrontMeasurer(problem, setting.space, extract, seed=0, store=new_store, progress=notes, settings=QUICK)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -244,6 +244,8 @@ def test_other_requests_that_make_no_sense(fixed: Path, tmp_path: Path) -> None:
         pipeline.benchmark([], settings=QUICK)
     with pytest.raises(UsageError, match="there is no run in"):
         pipeline.benchmark(tmp_path, settings=QUICK)
+    with pytest.raises(UsageError, match=r"is neither a run nor an exported folder; name its model files, such as .*fixed\.onnx"):
+        pipeline.benchmark(fixed.parent, settings=QUICK)
 
 
 def test_another_json_is_no_result(tmp_path: Path) -> None:

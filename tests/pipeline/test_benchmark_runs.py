@@ -114,7 +114,7 @@ def test_throughput_of_a_run_is_kept_process_by_process(
 
 
 def test_an_architecture_that_one_of_the_runs_lacks_is_said(runs: tuple[Path, Path]) -> None:
-    with pytest.raises(UsageError, match="ffff"):
+    with pytest.raises(UsageError, match=f"^{runs[0]}: 'ffff' begins no id of the front"):
         pipeline.benchmark(runs, arch="ffff", settings=QUICK)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from natdeploy.errors import DeviceError
-from natdeploy.hardware.bench import QUICK
 from natdeploy.hardware.device import parse_target
 from natdeploy.pipeline import SearchConfig, correct
 from natdeploy.pipeline.correct import FrontMeasurer, corrected
@@ -21,7 +20,6 @@ from natdeploy.pipeline.setting import prepare
 from natdeploy.progress import Silent
 from natdeploy.search import Archive
 from natdeploy.space import BlockSum, Genotypes, SearchSpace, get_space
-from natdeploy.store import RunStore
 
 SPACE = get_space("demo")
 
@@ -67,7 +65,7 @@ def test_right_predictions_stay_as_they_are() -> None:
 
 
 @pytest.fixture
-def measurer(config: SearchConfig, notes: Any, tmp_path: Path) -> Any:
+def measurer(config: SearchConfig, front_measurer: Callable[..., FrontMeasurer]) -> Any:
     """A measurer of a real search's problem, and an archive of a few of its architectures."""
     setting = prepare(config, Silent())
     target = parse_target(config.target)
@@ -77,19 +75,7 @@ def measurer(config: SearchConfig, notes: Any, tmp_path: Path) -> Any:
     archive = Archive(setting.space, problem.objectives, problem.constraints)
     drawn = np.unique(setting.space.sample(6, np.random.default_rng(0)), axis=0)
     archive.add(drawn, np.linspace(0.5, 0.1, len(drawn)))
-    with RunStore.create(tmp_path / "store", {}, {}) as store:
-        yield (
-            FrontMeasurer(
-                problem,
-                setting.space,
-                lambda arch: setting.supernet.extract(arch).eval(),
-                seed=0,
-                store=store,
-                progress=notes,
-                settings=QUICK,
-            ),
-            archive,
-        )
+    return front_measurer(problem, setting), archive
 
 
 def test_the_front_is_measured_on_the_target_once_and_remembered(

@@ -204,26 +204,18 @@ def test_the_loss_is_a_line_through_a_few_quantised_nets(
     assert any(line.startswith("int8 costs ") for line in notes.lines)
 
 
-def test_the_front_is_measured_in_each_precision(config: SearchConfig, both_tables: Path, notes: Any, tmp_path: Path) -> None:
+def test_the_front_is_measured_in_each_precision(
+    config: SearchConfig, both_tables: Path, front_measurer: Callable[..., FrontMeasurer], new_store: RunStore
+) -> None:
     asked = joint(config, both_tables)
     setting = prepare(asked, Silent())
     problem = make_problem(asked, setting, predictors(asked, setting))
     archive = Archive(problem.space, problem.objectives, problem.constraints)
     archive.add(np.unique(problem.space.sample(5, np.random.default_rng(0)), axis=0)[:3], [0.5, 0.4, 0.3])
-    with RunStore.create(tmp_path / "store", {}, {}) as store:
-        measurer = FrontMeasurer(
-            problem,
-            setting.space,
-            lambda arch: setting.supernet.extract(arch).eval(),
-            seed=0,
-            store=store,
-            progress=notes,
-            settings=QUICK,
-        )
-        objectives = measurer(archive, 2)
-        assert objectives is not None
-        front = archive.genotypes[archive.front()]
-        measured = {name: store.get(f"measured {name}")["2"] for name in problem.targets}
+    objectives = front_measurer(problem, setting)(archive, 2)
+    assert objectives is not None
+    front = archive.genotypes[archive.front()]
+    measured = {name: new_store.get(f"measured {name}")["2"] for name in problem.targets}
     for genotype in front:
         name = {"fp32": "latency", "int8": "latency-int8"}[problem.space.precision_of(genotype) or ""]
         expected = measured[name][str(problem.space.decode(genotype))]

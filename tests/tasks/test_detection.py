@@ -30,7 +30,7 @@ def task_of(data: Boxed, augmentation: BoxAugmentation = PLAIN, seed: int = 0, h
 
 def test_it_is_a_task() -> None:
     task: Task = task_of(squares())
-    assert (task.name, task.metric_name, task.classes) == ("detection", "mean average precision", CLASSES)
+    assert (task.name, task.metric_name, task.classes) == ("detection", "mean AP", CLASSES)
     assert task.input_size(40) == (40, 40) and task.image_size == (48, 48) and task.aspect == 1
     assert task.photos(5, 64).shape == (5, 3, 64, 64)
     other = task.with_input((0.0,) * 3, (1.0,) * 3).with_splits(replace(task.splits, test=task.splits.test[:1]))
