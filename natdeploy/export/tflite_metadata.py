@@ -26,13 +26,17 @@ Value = str | int | tuple[float, ...] | list["Table"] | Mapping[int, Any]
 Table = Mapping[int, Value]
 """Fields of a table by their place in the schema."""
 
-_FEATURE, _IMAGE, _RGB, _NORMALISATION, _AXIS_LABELS = 1, 2, 1, 1, 2
+_FEATURE, _IMAGE, _RGB, _NORMALISATION, _UNKNOWN, _AXIS_LABELS = 1, 2, 1, 1, 0, 2
 """Enumerators: ContentProperties, ColorSpaceType, ProcessUnitOptions, AssociatedFileType."""
 
 
 _TASKS = {
     "classification": ("Classifier of images", "Logits, one a class."),
     "segmentation": ("Segmentation of images", "Logits of every pixel: (1, classes, height, width)."),
+    "detection": (
+        "Detection of objects",
+        "Of every anchor its box (left, top, right, bottom, shares of the sides) and a score a class: (1, anchors, 4 + classes).",
+    ),
 }
 """What a network does and what it answers, in words."""
 
@@ -55,7 +59,9 @@ def describe(input: TensorFacts, output: str, preprocessing: Preprocessing, text
     normalisation: Table = {0: _NORMALISATION, 1: {0: mean, 1: std}}
     colours_last = input.layout == "NHWC"
     content: Table = {0: _IMAGE, 1: {0: _RGB}} if colours_last else {0: _FEATURE, 1: {}}
-    labels: Table = {0: LABELS, 1: "Names of the classes, in the order of the output.", 2: _AXIS_LABELS}
+    # The axis of an anchor's numbers begins with its box, which has no labels.
+    kind = _UNKNOWN if texts["task"] == "detection" else _AXIS_LABELS
+    labels: Table = {0: LABELS, 1: "Names of the classes, in the order of the output.", 2: kind}
     what, answers = _TASKS[texts["task"]]
     model: Table = {
         0: texts["id"],
@@ -91,7 +97,8 @@ def _told(input: TensorFacts, preprocessing: Preprocessing) -> str:
     part = "square" if preprocessing.cut_px is None else f"part, {preprocessing.cut[1]}x{preprocessing.cut[0]},"
     if input.resized:
         return "An upright RGB photo; its centre square is cut out and resized in the file."
-    square = f"The centre {part} of an upright RGB photo, resized to {width}x{height} (bilinear, antialiased)"
+    taken = "The whole" if preprocessing.whole else f"The centre {part}"
+    square = f"{taken} of an upright RGB photo, resized to {width}x{height} (bilinear, antialiased)"
     if input.dtype == "uint8":
         return f"{square}; it is normalised in the file."
     return f"{square}, normalised{'' if input.layout == 'NHWC' else ', with the colours first: (1, 3, height, width)'}."

@@ -8,7 +8,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import flatbuffers
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from flatbuffers import number_types
 from flatbuffers.table import Table
 
-from natdeploy.export import FORMATS, Description, InputKind, input_facts, write
+from natdeploy.export import FORMATS, Description, InputKind, input_facts, tflite_metadata, write
 from natdeploy.export.tflite import read_texts
 from natdeploy.runtimes import tflite
 from natdeploy.runtimes.tflite_writer import unpack
@@ -61,7 +61,7 @@ class Reader:
         return self._table.String(self._at(slot)).decode() if self._at(slot) else None
 
     def byte(self, slot: int) -> int:
-        return int(self._table.Get(number_types.Int8Flags, self._at(slot)))
+        return int(self._table.Get(number_types.Int8Flags, self._at(slot))) if self._at(slot) else 0
 
     def numbers(self, slot: int) -> list[float]:
         array = self._table.GetVectorAsNumpy(number_types.Float32Flags, self._at(slot) - self._table.Pos)
@@ -126,6 +126,20 @@ def test_the_model_is_a_zip_file_of_its_labels_and_still_a_model(written: Write,
     session = tflite.load(path, None, 1)
     (logits,) = tflite.run(session, [np.zeros(shape, np.float32)])  # type: ignore[arg-type]
     assert torch.isfinite(torch.from_numpy(logits)).all()
+
+
+@pytest.mark.parametrize("task", get_args(Description.model_fields["task"].annotation))
+def test_every_task_says_what_it_answers(
+    make_subnet: Callable[..., Subnet], describe: Callable[..., Description], task: str
+) -> None:
+    description = describe(make_subnet(1)).model_copy(update={"task": task})
+    wanted = input_facts("input", "nhwc", description.preprocessing.size)
+    texts = description.properties() | {"precision": "fp32"}
+    (graph,) = Reader.of(tflite_metadata.describe(wanted, "output", description.preprocessing, texts)).tables(3)
+    (answers,) = graph.tables(3)
+    assert answers.text(1), "in words"
+    (labels,) = answers.tables(6)
+    assert labels.byte(2) == (0 if task == "detection" else 2), "an anchor's numbers begin with its box, which has no labels"
 
 
 def test_tflite_support_reads_it(written: Write) -> None:
