@@ -7,7 +7,8 @@ the first channels and copies whole layers; its rules are options. The defaults 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +27,9 @@ from natdeploy.supernet.weights import Seed
 WidthRule = Literal["first", "expand_scale", "depthwise_scale", "expand_l1", "expand_std", "project_l1"]
 KernelRule = Literal["centre", "dilated"]
 DepthRule = Literal["identity", "copy"]
+
+_NAMED = 12
+"""Of more tensors, a summary names the parts alone: a head that finds objects has a hundred."""
 
 
 class RemapRules(BaseModel):
@@ -127,9 +131,16 @@ class RemapReport:
             "layers were narrowed": self.narrowed_layers,
         }
         counts = [f"{self.mapped} tensors take the seed's values", *(f"{n} {what}" for what, n in changes.items() if n)]
-        new = f"; new: {', '.join(self.unmapped)}" if self.unmapped else ""
-        unused = f"; not used: {', '.join(self.unused)}" if self.unused else ""
+        new = f"; new: {_told(self.unmapped)}" if self.unmapped else ""
+        unused = f"; not used: {_told(self.unused)}" if self.unused else ""
         return ", ".join(counts) + new + unused
+
+
+def _told(names: Sequence[str]) -> str:
+    """A few names as they are; of more, the parts of the network that they belong to, and how many each has."""
+    if len(names) <= _NAMED:
+        return ", ".join(names)
+    return ", ".join(f"{part} ({count} tensors)" for part, count in Counter(name.partition(".")[0] for name in names).items())
 
 
 def remap(source: Seed | Subnet, target: Supernet | Subnet, rules: RemapRules | None = None) -> RemapReport:
