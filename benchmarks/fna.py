@@ -1,6 +1,7 @@
 """Choosing by gradient (FNA) beside evolution (NAT) and chance, and what a step of the logits takes in memory.
 
     python benchmarks/fna.py strategies --data DIR --seed-weights FILE --minutes 2 --seeds 0 1 --json fna.json
+    python benchmarks/fna.py strategies --task segmentation --head lraspp --data DIR --seed-weights FILE --config FILE
     python benchmarks/fna.py memory --resolution 128 --batch-size 32
 
 `strategies`: every strategy gets the same images, seed network, constraint and minutes, one after the other; or with --epochs as
@@ -31,13 +32,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from natdeploy import pipeline
+from natdeploy.cli.search import read_config
 from natdeploy.errors import NatdeployError
 from natdeploy.pipeline.presets import Strategy
 from natdeploy.progress import Silent
 from natdeploy.space import BlockSum, get_space
 from natdeploy.store import NetRecord
 from natdeploy.supernet import Supernet
-from natdeploy.tasks import SplitName
+from natdeploy.tasks import METRICS, SplitName, TaskName
 from natdeploy.training.gradient import Chooser, Cost, GradientSettings
 
 CLASSES = 100
@@ -53,8 +55,8 @@ class Point:
         seed: of chance.
         arch: its text.
         predicted_ms: by the one predictor.
-        validation_accuracy: 0..1.
-        test_accuracy: 0..1.
+        validation_accuracy: the task's metric, 0..1.
+        test_accuracy: likewise.
         beside: it is the one that stands beside gradient's.
     """
 
@@ -109,18 +111,24 @@ def strategies(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace, strategy: str, seed: int) -> pipeline.ReportResult:
-    config = pipeline.SearchConfig(
-        data=options.data,
-        out=options.out / f"{strategy}-{seed}",
-        target=options.target,
-        seed_weights=options.seed_weights,
-        constraints=(options.constraint,),
-        minutes=None if options.epochs else options.minutes,
-        schedule={"epochs": options.epochs} if options.epochs else {},
-        seed=seed,
-        tables=options.tables,
-        strategy=strategy,
-    )
+    settings = {
+        "task": options.task,
+        "data": options.data,
+        "out": options.out / f"{strategy}-{seed}",
+        "target": options.target,
+        "seed_weights": options.seed_weights,
+        "constraints": (options.constraint,),
+        "minutes": None if options.epochs else options.minutes,
+        "seed": seed,
+        "tables": options.tables,
+        "strategy": strategy,
+    }
+    if options.head:
+        settings["head"] = {"kind": options.head}
+    if options.epochs:
+        settings["schedule"] = {"epochs": options.epochs}
+    # A file's settings count where none is given here.
+    config = read_config(options.config, settings)
     pipeline.search(config, Silent())
     return pipeline.report(config.out)
 
@@ -157,7 +165,9 @@ def show(options: argparse.Namespace, points: Sequence[Point], spent: Sequence[S
     for strategy in options.strategies:
         taken_all = [one.test_accuracy for one in points if one.strategy == strategy and one.beside]
         if taken_all:
-            console.print(f"{strategy}: test accuracy {100 * mean(taken_all):.1f} % on average over {len(taken_all)} seeds")
+            console.print(
+                f"{strategy}: test {METRICS[options.task]} {100 * mean(taken_all):.1f} % on average over {len(taken_all)} seeds"
+            )
 
 
 class Noise:
@@ -269,6 +279,9 @@ def main() -> int:
     compare.add_argument("--target", default="host")
     compare.add_argument("--constraint", default="latency<=0.6ms")
     compare.add_argument("--tables", type=Path)
+    compare.add_argument("--task", choices=get_args(TaskName), default="classification")
+    compare.add_argument("--head", help="of a dense task")
+    compare.add_argument("--config", type=Path, help="TOML of further settings, such as resolutions")
     compare.add_argument("--out", type=Path, default=Path("runs/fna"))
     compare.add_argument("--json", type=Path, default=Path("fna.json"))
     steps = verbs.add_parser("memory")

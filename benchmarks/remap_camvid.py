@@ -25,8 +25,8 @@ from rich.table import Table
 from torch.nn.functional import interpolate
 
 from natdeploy.errors import NatdeployError
-from natdeploy.space import Arch, SearchSpace, get_space
-from natdeploy.supernet import HeadSpec, Padding, Seed, Subnet, Supernet, calibrate, choose_input, read_seed, remap
+from natdeploy.space import Arch, HeadSpec, SearchSpace, get_space
+from natdeploy.supernet import Padding, Seed, Subnet, Supernet, calibrate, choose_input, read_seed, remap
 from natdeploy.tasks import Segmentation, decode_masks, scan_masks, split_masks
 from natdeploy.tasks.masks import CAMVID, CAMVID_VOID
 from natdeploy.training.adapt import Adapter, AdaptSettings, Lesson
@@ -151,7 +151,7 @@ def prepare(options: argparse.Namespace) -> Bench:
     convention = choose_input(seed, interpolate(photos[..., :side, :side].float() / 255, (options.resolution,) * 2))
     task = Segmentation(data, splits, convention.mean, convention.std, 0)
     space = seed.space.restrict(resolutions=[options.resolution], widths=[seed.arch.width])
-    space = replace(space, output_stride=OUTPUT_STRIDE)
+    space = replace(space, output_stride=OUTPUT_STRIDE, dense=HEAD)
     return Bench(seed, space, convention.padding, task, options)
 
 
