@@ -47,15 +47,6 @@ def _shares(seconds: Mapping[str, float]) -> str:
     return "; ".join([f"{total:.0f} s", ", ".join(shares), *told]) if total else "0 s"
 
 
-def show_nets(nets: Sequence[NetRecord], *, as_json: bool) -> None:
-    if as_json:
-        from natdeploy.report import net_json
-
-        write_json([net_json(net) for net in nets])
-        return
-    print_nets(nets, ())
-
-
 def show_files(files: Sequence[FileRecord], *, as_json: bool) -> None:
     """Files with what was found when they were checked."""
     if as_json:

@@ -96,7 +96,8 @@ def compare(runs: Sequence[Compared], volumes: Volumes | None) -> str:
     heading = element("header", element("h1", " · ".join(places)), *(element("p", note, class_="estimate") for note in notes))
     parts = [element("nav", element("a", "all runs", href="/")), heading]
     if drawn:
-        note = f"Accuracy is of the {kind} images. Filled marks: latency measured; hollow ones: predicted. A click opens the net."
+        marks = "Filled marks: latency measured; hollow ones: predicted. A click opens the net."
+        note = f"What nets are judged by is of the {kind} images. {marks}"
         parts.append(section("Fronts", selects(choices), plot("front"), element("p", note, class_="note")))
     parts.append(section("Runs", element("div", _table(runs, kind, volumes), class_="wide"), _note(volumes)))
     changing = any(not run.standing.finished for run in runs)

@@ -244,7 +244,7 @@ def test_runs_are_compared_in_one_box(tmp_path: Path, served: Served) -> None:
     shares = [float(row.split("</td>")[5].split(">")[-1]) for row in rows]
     assert len(shares) == 3
     assert shares[1] > shares[0] > shares[2] > 0
-    assert "Accuracy is of the validation images" in page, "not every net was tested"
+    assert "What nets are judged by is of the validation images" in page, "not every net was tested"
     assert "c: The search is not finished" in page
     figure = json.loads(page.split('id="figures">')[1].split("</script>")[0])["front"]
     assert [trace["meta"] for trace in figure["data"] if "customdata" not in trace] == ["a", "b", "c"]
