@@ -273,12 +273,21 @@ def test_a_shape_that_is_none_and_a_model_that_does_not_run_are_said(calls: list
         (["export", "runs/x", "--precision", "fp16, int8"], {"precisions": ("fp16", "int8")}),
         (["export", "runs/x", "--max-drop", "0.5", "--input", "image"], {"max_drop": 0.5, "input": "image"}),
         (["export", "runs/x", "--input", "photo", "--photo-size", "480x640"], {"input": "photo", "photo_size": (480, 640)}),
+        (["export", "runs/x", "--nms"], {"nms": True}),
     ],
 )
 def test_export_ends_with_files(calls: list[Any], arguments: list[str], expected: dict[str, Any]) -> None:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    usual = {"arch": "knee", "formats": ("onnx",), "precisions": (), "max_drop": 1.0, "input": "nchw", "photo_size": None}
+    usual = {
+        "arch": "knee",
+        "nms": False,
+        "formats": ("onnx",),
+        "precisions": (),
+        "max_drop": 1.0,
+        "input": "nchw",
+        "photo_size": None,
+    }
     assert calls == [("export", Path("runs/x"), usual | expected)]
     assert f"{FILE.path}\n" in result.stdout
     assert "test 95.0 %, as torch 100.0 %" in result.stdout

@@ -109,6 +109,9 @@ class Unlucky:
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return self.task.loss(logits, targets)
 
+    def distillation(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        return self.task.distillation(logits, teacher, temperature)
+
     def tally(self, logits: Tensor, targets: Tensor) -> Tensor:
         return self.task.tally(logits, targets)
 

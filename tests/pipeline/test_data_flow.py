@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 from natdeploy.cli.main import app
 from natdeploy.errors import DataError
 from natdeploy.pipeline import SearchConfig
-from natdeploy.pipeline.setting import Setting, data_folder, prepare, stored_task
+from natdeploy.pipeline.setting import Setting, prepare, stored_task
+from natdeploy.pipeline.tasks import data_folder
 from natdeploy.progress import Silent
 from natdeploy.space import get_space, space_toml
 from natdeploy.store import RunStore
@@ -85,7 +86,7 @@ def test_download_is_consent(named: SearchConfig, tmp_path: Path, monkeypatch: p
 
 
 def test_files_lie_in_the_users_folder_by_default(config: SearchConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("natdeploy.pipeline.setting.user_data_path", lambda name: tmp_path / name)
+    monkeypatch.setattr("natdeploy.pipeline.tasks.user_data_path", lambda name: tmp_path / name)
     assert data_folder(config) == tmp_path / "natdeploy" / "data"
     assert data_folder(config.model_copy(update={"data_root": Path("mine")})) == Path("mine")
 
