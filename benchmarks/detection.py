@@ -32,7 +32,7 @@ from natdeploy.runtimes import ort
 from natdeploy.space import Arch, HeadSpec, SearchSpace, cost, get_space
 from natdeploy.supernet import Padding, Seed, Subnet, Supernet, calibrate, choose_input, read_seed, remap
 from natdeploy.tasks import Detection, decode_boxes, scan_boxes, split_boxes
-from natdeploy.tasks.precision import Found, Precision, mean_precision
+from natdeploy.tasks.mean_ap import Found, Precision, mean_precision
 from natdeploy.training.adapt import Adapter, AdaptSettings, Lesson
 from natdeploy.training.judge import judge_arch
 from natdeploy.training.loop import TrainSettings

@@ -14,7 +14,7 @@ from natdeploy.runtimes import ort
 from natdeploy.supernet import Subnet
 from natdeploy.supernet.detectors import select
 from natdeploy.tasks import Detection, Task
-from natdeploy.tasks.precision import Found
+from natdeploy.tasks.mean_ap import Found
 
 SUPPRESSED = "model.nms.onnx"
 

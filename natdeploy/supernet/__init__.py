@@ -1,7 +1,7 @@
 """Weights shared by all architectures of a space: the supernet, its subnets, and how a pretrained network becomes one."""
 
 from natdeploy.supernet.calibrate import calibrate
-from natdeploy.supernet.detect import InputConvention, choose_input, stated_input
+from natdeploy.supernet.convention import InputConvention, choose_input, stated_input
 from natdeploy.supernet.heads import build_head
 from natdeploy.supernet.layers import Padding
 from natdeploy.supernet.mixture import Mixture, codes_of, mixed, stages_of

@@ -19,7 +19,7 @@ from natdeploy.tasks.boxes import Boxed
 from natdeploy.tasks.data import Indices, Splits, evenly
 from natdeploy.tasks.detection_loss import detection_loss
 from natdeploy.tasks.epochs import Epochs
-from natdeploy.tasks.precision import Found, mean_precision
+from natdeploy.tasks.mean_ap import Found, mean_precision
 from natdeploy.tasks.segmentation import window
 from natdeploy.tasks.task import METRICS, SplitName, TaskName
 

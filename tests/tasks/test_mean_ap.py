@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from natdeploy.errors import MissingRuntimeError
-from natdeploy.tasks.precision import Found, mean_precision
+from natdeploy.tasks.mean_ap import Found, mean_precision
 
 Box = list[float]
 
