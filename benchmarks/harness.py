@@ -10,12 +10,15 @@ Everything runs in turns on the same files, so that a machine that gets slower s
 - own tool: median latency by OpenVINO's benchmark_app and LiteRT's litert-benchmark, one thread, as many runs. ONNX Runtime's
   perf test is no part of its Python package; what is, `onnxruntime.tools.onnxruntime_test`, tells the mean, which stands beside
   the runner's mean. Its sessions are given one thread, for which it has no option. Its profiler is no yardstick: it times every
-  operator, and a network of 0.6 ms takes a third longer.
+  operator, and a network of 0.6 ms takes a third longer;
+- counted: what OpenVINO's request says its own run took, median of the product's session; `benchmark_app` prints this quantity,
+  and the runner's wall time has the call from Python besides. So it says whether the two time the same thing alike.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import subprocess
 import sys
@@ -45,14 +48,15 @@ def main() -> None:
     parser.add_argument("--space", default="mbv2")
     parser.add_argument("--nets", type=int, default=3)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--runtime", action="append", help="one of this machine's, may be repeated; default all")
     options = parser.parse_args()
     torch.set_num_threads(1)
     named = get_space(options.space)
     space = named.restrict(widths=(named.widths[0],))
     archs = plan_subnets(space, options.nets, 0, np.random.default_rng(0))[0]
     device = parse_target("host").device
-    print("runtime      net  runner p50  runner mean  bare mean  runner/bare     own tool  runner/own tool")
-    for name in device.runtimes:
+    print("runtime      net  runner p50  runner mean  bare mean  runner/bare     own tool  runner/own tool  counted/own tool")
+    for name in options.runtime or device.runtimes:
         runtime, target = get_runtime(name), parse_target(f"host/{name}")
         for i, arch in enumerate(archs):
             shape = (1, 3, arch.resolution, arch.resolution)
@@ -66,13 +70,15 @@ def main() -> None:
                     found = measure([candidate], candidate, target, settings, seed=turn, progress=Silent())["net"]
                     samples = [ms for process in found.samples_ms for ms in process]
                     own = own_tool_ms(name, path, len(samples))
-                    turns.append((found.p50_ms, mean(samples), bare_ms(name, path, shape), own))
-            p50, average, bare, owns = ([turn[column] for turn in turns] for column in range(4))
+                    counted = counted_ms(path, shape, len(samples)) if name == "openvino" else math.nan
+                    turns.append((found.p50_ms, mean(samples), bare_ms(name, path, shape), own, counted))
+            p50, average, bare, owns, inside = ([turn[column] for turn in turns] for column in range(5))
             beside = median(a / b for a, b in zip(average, bare, strict=True))
             tool = median(a / b for a, b in zip(average if name == "onnxruntime" else p50, owns, strict=True))
+            like = median(a / b for a, b in zip(inside, owns, strict=True))
             print(
                 f"{name:12} {i:3}  {median(p50):7.3f} ms  {median(average):8.3f} ms  {median(bare):6.3f} ms  {beside:11.4f}"
-                f"  {median(owns):8.3f} ms  {tool:15.4f}",
+                f"  {median(owns):8.3f} ms  {tool:15.4f}  {'' if math.isnan(like) else f'{like:16.4f}'}",
                 flush=True,
             )
 
@@ -102,6 +108,27 @@ def bare_ms(name: str, path: Path, shape: tuple[int, ...]) -> float:
     """Mean of a loop in a fresh process that reads no clock between runs."""
     file = Path(str(RUNTIMES[name].__file__))
     code = BARE.format(folder=str(file.parent), module=file.stem, path=str(path), shape=shape, seconds=SECONDS)
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+COUNTED = """
+import statistics, sys
+sys.path.insert(0, {folder!r})
+import numpy as np
+import ov as runtime
+session = runtime.load({path!r}, {shape!r}, 1, "fp32", runtime.DELEGATES[0])
+inputs = [np.random.default_rng(0).standard_normal({shape!r}).astype(np.float32)]
+found = []
+for _ in range({runs}):
+    runtime.run(session, inputs)
+    found.append(session.request.latency)
+print(statistics.median(found[len(found) // 10 :]))
+"""
+
+
+def counted_ms(path: Path, shape: tuple[int, ...], runs: int) -> float:
+    """Median of what OpenVINO's request counts, in a fresh process, without the first tenth of the runs."""
+    code = COUNTED.format(folder=str(Path(str(RUNTIMES["openvino"].__file__)).parent), path=str(path), shape=shape, runs=runs)
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[-1])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,8 @@ def test_a_pulled_cable_is_told_and_the_device_is_free_again(adb_server: None, m
         code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
         with connect(device) as transport, pytest.raises(DeviceError, match="the connection to device was cut"):
             transport.run([sys.executable, "-c", code], silence_s=30, on_line=cut)
+        # adb needs a moment to see that the cable is in again.
+        subprocess.run(["adb", "-s", phone.serial, "wait-for-device"], check=True, timeout=60)
         with connect(device):
             assert not Path(f"/proc/{lines[0]}").exists()
 
