@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 from natdeploy.export.facts import Description, ModelFile, Preprocessing
 
-_CLASSIFY = '''"""Prints the class of a photo: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow.
+_ANSWER = """here = pathlib.Path(__file__).parent
+facts = json.loads((here / "metadata.json").read_text("utf-8"))["description"]
+model = str(here / (sys.argv[2] if sys.argv[2:] else "{model}"))
+photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
+{prepare}
+{run}
+"""
+"""What all programs do first: from a photo to the network's answer."""
+
+_CLASSIFY = (
+    '''"""Prints the class of a photo: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow.
 
 MODEL is {model}, or another file of this folder that takes the same input.
 """
@@ -15,16 +25,14 @@ import numpy as np
 {imports}
 from PIL import Image, ImageOps
 
-here = pathlib.Path(__file__).parent
-facts = json.loads((here / "metadata.json").read_text("utf-8"))["description"]
-model = str(here / (sys.argv[2] if sys.argv[2:] else "{model}"))
-photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
-{prepare}
-{run}
-print(facts["labels"][int(np.argmax(logits))])
 '''
+    + _ANSWER
+    + """print(facts["labels"][int(np.argmax(logits))])
+"""
+)
 
-_SEGMENT = '''"""Draws onto a photo what its pixels show: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow.
+_SEGMENT = (
+    '''"""Draws onto a photo what its pixels show: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow.
 
 MODEL is {model}, or another file of this folder that takes the same input. Writes PHOTO_mask.png into the working directory, and
 prints the share of every class that is there.
@@ -34,13 +42,9 @@ import numpy as np
 {imports}
 from PIL import Image, ImageOps
 
-here = pathlib.Path(__file__).parent
-facts = json.loads((here / "metadata.json").read_text("utf-8"))["description"]
-model = str(here / (sys.argv[2] if sys.argv[2:] else "{model}"))
-photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
-{prepare}
-{run}
-mask = np.argmax(logits[0], axis=0)
+'''
+    + _ANSWER
+    + """mask = np.argmax(logits[0], axis=0)
 colours = Image.fromarray(np.array(facts["palette"], np.uint8)[mask]).resize(photo.size, Image.Resampling.NEAREST)
 drawn = pathlib.Path(sys.argv[1]).stem + "_mask.png"
 Image.blend(photo, colours, 0.5).save(drawn)
@@ -48,9 +52,11 @@ for label, count in zip(facts["labels"], np.bincount(mask.ravel(), minlength=len
     if count:
         print(f"{{100 * count / mask.size:5.1f}} % {{label}}")
 print(drawn)
-'''
+"""
+)
 
-_DETECT = '''"""Draws boxes around what a photo shows: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow.
+_DETECT = (
+    '''"""Draws boxes around what a photo shows: python {name} PHOTO [MODEL]. Needs {packages}, numpy and Pillow.
 
 MODEL is {model}, or another file of this folder that takes the same input. Writes PHOTO_boxes.png into the working directory, and
 prints label, score and box (left, top, right, bottom, px) of every object.
@@ -62,13 +68,9 @@ from PIL import Image, ImageDraw, ImageOps
 
 LEAST, OVERLAP, MOST = 0.3, 0.5, 100  # lower scores are not drawn; of boxes of a class that overlap more, the best is kept
 
-here = pathlib.Path(__file__).parent
-facts = json.loads((here / "metadata.json").read_text("utf-8"))["description"]
-model = str(here / (sys.argv[2] if sys.argv[2:] else "{model}"))
-photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
-{prepare}
-{run}
-
+'''
+    + _ANSWER
+    + '''
 
 def overlaps(box, others):
     common = np.clip(np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2]), 0, None).prod(1)
@@ -97,6 +99,7 @@ for left, top, right, bottom, label, score in found:
         print(text, *(round(float(side)) for side in box))
 photo.save(pathlib.Path(sys.argv[1]).stem + "_boxes.png")
 '''
+)
 
 _TASKS = {"classification": ("classify", _CLASSIFY), "segmentation": ("segment", _SEGMENT), "detection": ("detect", _DETECT)}
 """Beginning of a program's name, and its text."""
