@@ -7,18 +7,16 @@ Everything runs in turns on the same files, so that a machine that gets slower s
 - runner: the product's measurement, wall time of a run (p50 of one process);
 - bare: `session.run` alone in a loop, the whole loop's time over its runs, so no clock is read between them (mean; the
   clock-free counterpart of the runner's mean);
-- own tool: median latency by OpenVINO's benchmark_app and LiteRT's litert-benchmark, one thread, as many runs. ONNX Runtime's
-  perf test is no part of its Python package; what is, `onnxruntime.tools.onnxruntime_test`, tells the mean, which stands beside
-  the runner's mean. Its sessions are given one thread, for which it has no option. Its profiler is no yardstick: it times every
-  operator, and a network of 0.6 ms takes a third longer;
-- counted: what OpenVINO's request says its own run took, median of the product's session; `benchmark_app` prints this quantity,
-  and the runner's wall time has the call from Python besides. So it says whether the two time the same thing alike.
+- own tool: latency by OpenVINO's benchmark_app and LiteRT's litert-benchmark, one thread, as many runs, beside the same quantity of
+  the runner. LiteRT's tool tells a median. benchmark_app tells the median of what the request itself counts, and so does the runner
+  (`inside_ms`); its wall time has the call from Python besides. ONNX Runtime's perf test is no part of its Python package; what
+  is, `onnxruntime.tools.onnxruntime_test`, tells the mean. Its sessions are given one thread, for which it has no option. Its
+  profiler is no yardstick: it times every operator, and a network of 0.6 ms takes a third longer.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import subprocess
 import sys
@@ -26,7 +24,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 
 import numpy as np
 import torch
@@ -41,6 +39,8 @@ from natdeploy.space import get_space
 from natdeploy.supernet import Subnet
 
 SECONDS = 1.5
+BESIDE = {"onnxruntime": "mean", "openvino": "inside", "tflite": "p50"}
+"""Which of the runner's numbers is what the runtime's own tool tells."""
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
     space = named.restrict(widths=(named.widths[0],))
     archs = plan_subnets(space, options.nets, 0, np.random.default_rng(0))[0]
     device = parse_target("host").device
-    print("runtime      net  runner p50  runner mean  bare mean  runner/bare     own tool  runner/own tool  counted/own tool")
+    print("runtime      net  runner p50  runner mean  bare mean  runner/bare    own tool   beside it  runner/own tool")
     for name in options.runtime or device.runtimes:
         runtime, target = get_runtime(name), parse_target(f"host/{name}")
         for i, arch in enumerate(archs):
@@ -68,17 +68,15 @@ def main() -> None:
                 turns = []
                 for turn in range(options.turns):
                     found = measure([candidate], candidate, target, settings, seed=turn, progress=Silent())["net"]
-                    samples = [ms for process in found.samples_ms for ms in process]
-                    own = own_tool_ms(name, path, len(samples))
-                    counted = counted_ms(path, shape, len(samples)) if name == "openvino" else math.nan
-                    turns.append((found.p50_ms, mean(samples), bare_ms(name, path, shape), own, counted))
-            p50, average, bare, owns, inside = ([turn[column] for turn in turns] for column in range(5))
-            beside = median(a / b for a, b in zip(average, bare, strict=True))
-            tool = median(a / b for a, b in zip(average if name == "onnxruntime" else p50, owns, strict=True))
-            like = median(a / b for a, b in zip(inside, owns, strict=True))
+                    told = {"p50": found.p50_ms, "mean": found.mean_ms, "inside": found.inside_ms}[BESIDE[name]]
+                    own = own_tool_ms(name, path, found.n)
+                    turns.append((found.p50_ms, found.mean_ms, bare_ms(name, path, shape), own, told))
+            p50, average, bare, owns, beside = ([turn[column] for turn in turns] for column in range(5))
+            loop = median(a / b for a, b in zip(average, bare, strict=True))
+            tool = median(a / b for a, b in zip(beside, owns, strict=True))
             print(
-                f"{name:12} {i:3}  {median(p50):7.3f} ms  {median(average):8.3f} ms  {median(bare):6.3f} ms  {beside:11.4f}"
-                f"  {median(owns):8.3f} ms  {tool:15.4f}  {'' if math.isnan(like) else f'{like:16.4f}'}",
+                f"{name:12} {i:3}  {median(p50):7.3f} ms  {median(average):8.3f} ms  {median(bare):6.3f} ms  {loop:11.4f}"
+                f"  {median(owns):7.3f} ms  {BESIDE[name]:>6} {median(beside):6.3f}  {tool:13.4f}",
                 flush=True,
             )
 
@@ -111,27 +109,6 @@ def bare_ms(name: str, path: Path, shape: tuple[int, ...]) -> float:
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-COUNTED = """
-import statistics, sys
-sys.path.insert(0, {folder!r})
-import numpy as np
-import ov as runtime
-session = runtime.load({path!r}, {shape!r}, 1, "fp32", runtime.DELEGATES[0])
-inputs = [np.random.default_rng(0).standard_normal({shape!r}).astype(np.float32)]
-found = []
-for _ in range({runs}):
-    runtime.run(session, inputs)
-    found.append(session.request.latency)
-print(statistics.median(found[len(found) // 10 :]))
-"""
-
-
-def counted_ms(path: Path, shape: tuple[int, ...], runs: int) -> float:
-    """Median of what OpenVINO's request counts, in a fresh process, without the first tenth of the runs."""
-    code = COUNTED.format(folder=str(Path(str(RUNTIMES["openvino"].__file__)).parent), path=str(path), shape=shape, runs=runs)
-    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
 OWN_ORT = """
 import onnxruntime
 from onnxruntime.tools import onnxruntime_test
@@ -146,7 +123,7 @@ onnxruntime_test.run_model({path!r}, {runs})
 
 
 def own_tool_ms(name: str, path: Path, runs: int) -> float:
-    """Median latency by the runtime's own tool; of ONNX Runtime the mean."""
+    """Latency by the runtime's own tool: of BESIDE."""
     if name == "onnxruntime":
         code = OWN_ORT.format(path=str(path), runs=runs)
         text = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

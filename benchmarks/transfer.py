@@ -7,11 +7,14 @@
   space, and then searched without any more training.
 - `random`: our loop with random architectures instead of those that surrogate and evolution propose.
 - `ours`: from the first seed.
-- `ours, best seed`: from the seed whose frozen features tell validation images apart best (logistic regression).
+- `gradient`: FNA's way from the first seed, which ends with one network.
+- `ours, best seed`: from the seed whose frozen features tell validation images apart best (logistic regression); classification.
 
 Every way has `--minutes` in all, evaluation included. All networks of a seed of chance are then measured in one interleaved run.
 
     python benchmarks/transfer.py --data DIR --seed-weights FILE FILE --minutes 7 --seeds 3 --target host --json transfer.json
+    python benchmarks/transfer.py --data DIR --seed-weights FILE --task segmentation --head deeplabv3 --config FILE \
+        --ways conventional gradient random ours --resolutions 128
 
 `--data cifar10.npz` unpacks JPEG files from `jpeg`, `offset`, `label` and `name` arrays first (`--per-class N` of them).
 """
@@ -28,7 +31,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -37,15 +40,18 @@ from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 
 from natdeploy import pipeline
+from natdeploy.cli.search import read_config
 from natdeploy.errors import NatdeployError
-from natdeploy.export import export_onnx, runtime_accuracy
 from natdeploy.hardware.bench import NETS, SUBNETS, Candidate
 from natdeploy.hardware.device import parse_target
 from natdeploy.hardware.measure import measure
+from natdeploy.pipeline.quantise import judge_in_runtime
 from natdeploy.pipeline.setting import Setting, prepare
+from natdeploy.runtimes import ort
 from natdeploy.search.archive import hypervolume
 from natdeploy.space import Arch, cost
 from natdeploy.supernet import Subnet, calibrate, read_seed
+from natdeploy.tasks import METRICS, TaskName
 from natdeploy.training.judge import BATCH
 from natdeploy.training.plain import train_subnet
 
@@ -62,6 +68,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
         "nat": {"distribution": "uniform", "reevaluate": False},
     },
     "random": {"strategy": "random"},
+    "gradient": {"strategy": "gradient"},
     "ours": {},
     "ours, best seed": {},
 }
@@ -77,7 +84,7 @@ class Point:
         weights: file name of the seed network.
         seed: of chance.
         arch: its text.
-        accuracy: 0..1, in ONNX Runtime on the test images.
+        accuracy: the task's metric, 0..1, in ONNX Runtime on the test images.
         p50_ms: of `n` runs.
         n: timed runs.
         unstable: the processes do not agree.
@@ -120,19 +127,22 @@ class Notes:
 def config_of(
     options: argparse.Namespace, weights: Path, out: Path, *, seed: int, settings: Mapping[str, Any]
 ) -> pipeline.SearchConfig:
-    return pipeline.SearchConfig(
-        data=options.data,
-        out=out,
-        target=options.target,
-        space=space_of(weights),
-        seed_weights=weights,
-        constraints=(options.constraint,),
-        minutes=options.minutes,
-        threads=options.threads,
-        seed=seed,
-        tables=options.tables,
+    given = {
+        "task": options.task,
+        "data": options.data,
+        "out": out,
+        "target": options.target,
+        "space": space_of(weights),
+        "seed_weights": weights,
+        "constraints": (options.constraint,),
+        "minutes": options.minutes,
+        "threads": options.threads,
+        "seed": seed,
+        "tables": options.tables,
         **settings,
-    )
+    }
+    # A file's settings count where none is given here.
+    return read_config(options.config, given, {"kind": options.head} if options.head else None)
 
 
 def space_of(weights: Path) -> str:
@@ -168,9 +178,11 @@ def all_conventional(options: argparse.Namespace, out: Path, seed: int, notes: N
         setting = prepare(config, notes)
         for resolution in options.resolutions:
             subnet = conventional(setting, config, resolution, seconds, notes)
-            file = export_onnx(subnet, out / "conventional" / f"{weights.stem}-{resolution}.onnx", {})
-            correct, total = runtime_accuracy(file.path, setting.task.batches("test", resolution, BATCH))
-            yield Net("conventional", weights.name, str(subnet.arch), correct / total, file.path)
+            path = out / "conventional" / f"{weights.stem}-{resolution}.onnx"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ort.convert(subnet.eval(), torch.zeros(subnet.input_shape), path, dynamic_size=False)
+            found = judge_in_runtime(subnet, parse_target("host/onnxruntime"), setting.task, "test")
+            yield Net("conventional", weights.name, str(subnet.arch), found.metric, path)
 
 
 def best_seed(options: argparse.Namespace, out: Path, seed: int, notes: Notes) -> Path:
@@ -202,7 +214,7 @@ def compare(options: argparse.Namespace, seed: int, notes: Notes) -> tuple[list[
     out = options.out / f"seed{seed}"
     nets: list[Net] = []
     seconds: dict[str, float] = {}
-    best = best_seed(options, out, seed, notes)
+    best = best_seed(options, out, seed, notes) if "ours, best seed" in options.ways else options.seed_weights[0]
     for way in options.ways:
         start = time.perf_counter()
         if way == "conventional":
@@ -214,14 +226,11 @@ def compare(options: argparse.Namespace, seed: int, notes: Notes) -> tuple[list[
         notes.note(f"{way}, seed {seed}, from {weights.name}")
         pipeline.search(config, notes)
         archs = {net.id: net.arch for net in pipeline.nets(config.out) if net.role == "front"}
-        files = pipeline.export(config.out, "front", progress=notes)
+        files = pipeline.export(config.out, "front", max_drop=100.0, progress=notes)
         nets += [Net(way, weights.name, archs[file.id], file.test_accuracy or 0.0, config.out / file.path) for file in files]
         spent = pipeline.report(config.out).seconds
         seconds[way] = sum(part for stage, part in spent.items() if stage not in ("images and weights", "profiling", "test"))
-    sides = [Arch.parse(net.arch).resolution for net in nets]
-    candidates = [
-        Candidate(str(number), net.path, (1, 3, side, side)) for number, (net, side) in enumerate(zip(nets, sides, strict=True))
-    ]
+    candidates = [Candidate(str(number), net.path, input_shape(net.path)) for number, net in enumerate(nets)]
     target = parse_target(options.target, threads=options.threads)
     settings = SUBNETS if options.short_measuring else NETS
     result = measure(candidates, candidates[0], target, settings, seed=seed, progress=notes)
@@ -230,6 +239,13 @@ def compare(options: argparse.Namespace, seed: int, notes: Notes) -> tuple[list[
         found = result[str(number)]
         points.append(Point(net.way, net.weights, seed, net.arch, net.accuracy, found.typical_ms, found.n, found.unstable))
     return sorted(points, key=lambda point: point.p50_ms), seconds
+
+
+def input_shape(path: Path) -> tuple[int, ...]:
+    """Of the one input of a file whose sizes are fixed."""
+    ((_, shape, _),) = ort.read_inputs(path)
+    assert shape is not None
+    return tuple(size or 1 for size in shape)
 
 
 def volume(points: Sequence[Point], error: float, latency_ms: float) -> float:
@@ -269,8 +285,8 @@ def unpack(path: Path, folder: Path, per_class: int | None) -> Path:
     return folder
 
 
-def show(found: Sequence[Point], seed: int, console: Console) -> None:
-    table = Table("way", "seed network", "px", "test %", "p50 ms", "n", title=f"seed {seed}")
+def show(found: Sequence[Point], seed: int, metric: str, console: Console) -> None:
+    table = Table("way", "seed network", "px", "test %", "p50 ms", "n", title=f"seed {seed}, {metric}")
     for point in found:
         mark = "*" if point.unstable else ""
         side = str(Arch.parse(point.arch).resolution)
@@ -290,6 +306,9 @@ def main() -> int:
     parser.add_argument("--constraint", default="latency<=2ms")
     parser.add_argument("--resolutions", type=int, nargs="+", default=[96, 128], help="of the conventional networks, px")
     parser.add_argument("--reference", type=float, nargs=2, default=[0.3, 3.0], help="of the hypervolume: error, ms")
+    parser.add_argument("--task", choices=get_args(TaskName), default="classification")
+    parser.add_argument("--head", help="of a dense task")
+    parser.add_argument("--config", type=Path, help="TOML of further settings, such as resolutions")
     parser.add_argument("--per-class", type=int, help="training and test images of a class to unpack, for --data FILE.npz")
     parser.add_argument("--short-measuring", action="store_true", help="time networks as for a latency table: a fifth of the time")
     parser.add_argument("--threads", type=int, default=1)
@@ -308,9 +327,9 @@ def main() -> int:
         found, taken = compare(options, seed, notes)
         points += found
         seconds.append(taken)
-        show(found, seed, console)
+        show(found, seed, METRICS[options.task], console)
         volumes.append({way: volume([p for p in found if p.way == way], *options.reference) for way in options.ways})
-        ours = [point for point in found if point.way.startswith("ours")]
+        ours = [point for point in found if point.way.startswith(("ours", "gradient"))]
         for theirs in (point for point in found if point.way == "conventional"):
             text, reached = verdict(theirs, ours)
             answers.append({**asdict(theirs), "answer": text, "aim_reached": reached})

@@ -85,6 +85,7 @@ class Round:
         load_ms: time to load the model.
         first_ms: time of the first run.
         waited: share of the runs' wall time in which their thread stood without a core, because of other processes.
+        inside_ms: median of what the runtime's library counts of each run.
     """
 
     references_ms: tuple[float, ...]
@@ -97,6 +98,7 @@ class Round:
     load_ms: float | None
     first_ms: float | None
     waited: float | None = None
+    inside_ms: float | None = None
 
 
 @dataclass(frozen=True)

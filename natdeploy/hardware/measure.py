@@ -58,6 +58,7 @@ class Measurement:
         samples_ms: wall time of every run, one list a process, empty where they are not told.
         waited: share of wall time that went to other processes, of the worst process; None where it is not counted.
         drift: by how much the reference's latency beside it differs between processes, 0.1 is 10 %.
+        inside_ms: what the runtime's library counts of a run itself, without the call to it: median of the processes' medians.
     """
 
     id: str
@@ -76,6 +77,7 @@ class Measurement:
     samples_ms: tuple[tuple[float, ...], ...]
     waited: float | None = None
     drift: float | None = None
+    inside_ms: float | None = None
 
     @property
     def typical_ms(self) -> float:
@@ -197,6 +199,7 @@ def _summary(name: str, rounds: Sequence[Round], reference_ms: float) -> Measure
         samples_ms=tuple(each.samples_ms for each in rounds),
         drift=max(beside) / min(beside) - 1,
         waited=max(waits) if (waits := _all_told(each.waited for each in rounds)) else None,
+        inside_ms=median(inside) if (inside := _all_told(each.inside_ms for each in rounds)) else None,
     )
 
 

@@ -161,6 +161,7 @@ class RunnerBench:
 def _round(record: Mapping[str, Any], counted: bool) -> Round:
     slices = [(_undisturbed(part), part["reference_ms"]) for part in record["slices"]]
     samples = tuple(ms for part in record["slices"] for ms in part["wall_ms"])
+    inside = [ms for part in record["slices"] for ms in part["inside_ms"]]
     return Round(
         references_ms=tuple(beside for _, beside in slices),
         ratios=tuple(runner.median(times) / beside for times, beside in slices),
@@ -172,6 +173,7 @@ def _round(record: Mapping[str, Any], counted: bool) -> Round:
         load_ms=record["load_ms"],
         first_ms=record["first_ms"],
         waited=sum(ms for part in record["slices"] for ms in part["waited_ms"]) / sum(samples) if counted else None,
+        inside_ms=runner.median(inside) if inside else None,
     )
 
 

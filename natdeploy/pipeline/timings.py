@@ -51,6 +51,8 @@ class Latency(_Facts):
         load_ms: median time to load the file, over processes.
         first_ms: median time of the first run.
         processes: raw samples.
+        inside_ms: what the runtime's library counts of a run itself, without the call from Python; median of the processes'
+            medians. OpenVINO's alone does.
     """
 
     p50_ms: PositiveFloat | None
@@ -63,6 +65,7 @@ class Latency(_Facts):
     load_ms: float | None
     first_ms: float | None
     processes: tuple[Process, ...]
+    inside_ms: PositiveFloat | None = None
 
     @property
     def typical_ms(self) -> float:
@@ -399,6 +402,7 @@ def model_times(subject: Subject, found: Measurement, environment: Mapping[str, 
                 Process(p50_ms=p50_ms, samples_ms=samples_ms)
                 for p50_ms, samples_ms in zip(found.process_p50_ms, found.samples_ms, strict=True)
             ),
+            inside_ms=found.inside_ms,
         ),
         flags=Flags(
             unstable=found.unstable,

@@ -6,7 +6,8 @@ round all of them several times: a slice of the one, a slice of the reference mo
 at many moments, and always between two moments of the reference: a machine that gets slower shows in both.
 
 Every timed run gives two numbers: its wall time, and how much of it the thread stood runnable but without a core, which is
-other processes' doing and no property of the model (Linux and Android count it, see `_Waited`; elsewhere it is 0).
+other processes' doing and no property of the model (Linux and Android count it, see `_Waited`; elsewhere it is 0). A third is
+what the runtime's library counts itself, where it does (`inside_ms` of the runtime file), less the call from Python.
 
 A plan that names another loop, a file beside this one, has that instead; it measures something else than latency.
 
@@ -152,6 +153,7 @@ class _Timed:
 
     def __init__(self, runtime: ModuleType, model: dict[str, Any], plan: dict[str, Any], waited: _Waited) -> None:
         self._runtime, self._waited = runtime, waited
+        self._inside_ms = getattr(runtime, "inside_ms", None)
         self._inputs = input_values(model, plan["seed"])
         start = time.perf_counter()
         self._session = load_model(runtime, model, plan, plan["threads"])
@@ -174,17 +176,21 @@ class _Timed:
             count += 1
         return count
 
-    def time(self, runs: int, seconds: float) -> tuple[list[float], list[float]]:
-        """Wall and waiting milliseconds of at least so many runs and so many seconds, after one run that fills the caches."""
+    def time(self, runs: int, seconds: float) -> tuple[list[float], list[float], list[float]]:
+        """Milliseconds on the wall, waiting and inside the library of at least so many runs and so many seconds, after one run that
+        fills the caches. Where the library counts none itself, the last list is empty."""
         self._once()
         wall: list[float] = []
         waited: list[float] = []
+        inside: list[float] = []
         start = time.perf_counter()
         while len(wall) < runs or time.perf_counter() - start < seconds:
             wall_ms, waited_ms = self._once()
             wall.append(round(wall_ms, 6))
             waited.append(round(waited_ms, 6))
-        return wall, waited
+            if self._inside_ms is not None:
+                inside.append(self._inside_ms(self._session))
+        return wall, waited, inside
 
 
 def median(values: list[float]) -> float:
@@ -204,7 +210,7 @@ class Reference:
 
     def median_ms(self, seconds: float) -> float:
         """Undisturbed time of a run, over at least one and so many seconds."""
-        wall, delay = self._model.time(1, seconds)
+        wall, delay, _ = self._model.time(1, seconds)
         return median([total - lost for total, lost in zip(wall, delay)])  # noqa: B905 (Python 3.8 has no `strict`)
 
 
@@ -233,9 +239,9 @@ def records(plan: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
         before = reference.median_ms(settings["reference_s"] / slices)
         for name, model in models.items():
             with _step(name, results):
-                wall, delay = model.time(math.ceil(settings["min_runs"] / slices), settings["min_s"] / slices)
+                wall, delay, inside = model.time(math.ceil(settings["min_runs"] / slices), settings["min_s"] / slices)
                 after = reference.median_ms(settings["reference_s"] / slices)
-                part = {"reference_ms": (before + after) / 2, "wall_ms": wall, "waited_ms": delay}
+                part = {"reference_ms": (before + after) / 2, "wall_ms": wall, "waited_ms": delay, "inside_ms": inside}
                 results[name]["slices"].append(part)
                 before = after
     yield from results.values()

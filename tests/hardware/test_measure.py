@@ -95,6 +95,20 @@ def test_measures_every_candidate_in_fresh_processes(models: dict[str, Candidate
     assert result.environment["threads"] == 1
 
 
+def test_what_a_library_counts_itself_is_within_the_call(models: dict[str, Candidate], tmp_path: Path) -> None:
+    assert models["small"].model.suffix == ".onnx"
+    converted = tmp_path / "small.xml"
+    openvino = pytest.importorskip("openvino")
+    openvino.save_model(openvino.convert_model(str(models["small"].model)), converted)
+    candidate = replace(models["small"], model=converted)
+    (found,) = measure([candidate], candidate, parse_target("host/openvino"), QUICK, seed=0, progress=Silent()).measurements
+    assert 0 < found.inside_ms < found.p50_ms
+    (other,) = measure(
+        [models["small"]], models["small"], parse_target("host/onnxruntime"), QUICK, seed=0, progress=Silent()
+    ).measurements
+    assert other.inside_ms is None
+
+
 def test_a_model_that_raises_is_recorded_or_stops_everything(models: dict[str, Candidate]) -> None:
     broken = replace(models["small"], id="broken", shape=(1, 4, 32, 32))
     result = measure(

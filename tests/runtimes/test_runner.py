@@ -55,10 +55,15 @@ time.time = lambda: -1e9 * next(jumps)
 """
 """A device whose clock is set while it measures, by its network or by hand."""
 
+COUNTING = """
+def inside_ms(session): return 1e3 * session
+"""
+"""A library that tells what it takes itself."""
 
-@pytest.mark.parametrize("clock", ["", JUMPING], ids=["steady", "jumping"])
-def test_runs_as_a_program_and_times_what_it_says(clock: str, tmp_path: Path) -> None:
-    (tmp_path / "sleeper.py").write_text(clock + SLEEPER)
+
+@pytest.mark.parametrize("extra", ["", JUMPING, COUNTING], ids=["steady", "jumping", "counting"])
+def test_runs_as_a_program_and_times_what_it_says(extra: str, tmp_path: Path) -> None:
+    (tmp_path / "sleeper.py").write_text(extra + SLEEPER)
     for name, seconds in (("reference", 0.002), ("one", 0.004), ("bad", -1.0)):
         (tmp_path / name).write_text(str(seconds))
     settings = {"warmup_s": 0.0, "warmup_runs": 2, "min_s": 0.0, "min_runs": 9, "reference_s": 0.0, "slices": 2}
@@ -91,3 +96,4 @@ def test_runs_as_a_program_and_times_what_it_says(clock: str, tmp_path: Path) ->
         assert part["reference_ms"] == pytest.approx(2, rel=0.5)
         assert len(part["wall_ms"]) == len(part["waited_ms"]) == 5
         assert all(wall >= 4 and 0 <= waited <= wall for wall, waited in zip(part["wall_ms"], part["waited_ms"], strict=True))
+        assert part["inside_ms"] == ([4.0] * 5 if extra == COUNTING else [])
