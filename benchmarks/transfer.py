@@ -11,6 +11,7 @@
 - `ours, best seed`: from the seed whose frozen features tell validation images apart best (logistic regression); classification.
 
 Every way has `--minutes` in all, evaluation included. All networks of a seed of chance are then measured in one interleaved run.
+Called again with the same `--out`, it measures the networks that are there once more, on a quieter machine perhaps.
 
     python benchmarks/transfer.py --data DIR --seed-weights FILE FILE --minutes 7 --seeds 3 --target host --json transfer.json
     python benchmarks/transfer.py --data DIR --seed-weights FILE --task segmentation --head deeplabv3 --config FILE \
@@ -42,6 +43,7 @@ from sklearn.linear_model import LogisticRegression
 from natdeploy import pipeline
 from natdeploy.cli.search import read_config
 from natdeploy.errors import NatdeployError
+from natdeploy.files import write_atomic
 from natdeploy.hardware.bench import NETS, SUBNETS, Candidate
 from natdeploy.hardware.device import parse_target
 from natdeploy.hardware.measure import measure
@@ -209,9 +211,22 @@ def best_seed(options: argparse.Namespace, out: Path, seed: int, notes: Notes) -
     return max(scores, key=lambda weights: scores[weights])
 
 
-def compare(options: argparse.Namespace, seed: int, notes: Notes) -> tuple[list[Point], dict[str, float]]:
-    """All ways with one seed of chance, measured together; and the seconds of each."""
-    out = options.out / f"seed{seed}"
+def nets_of(options: argparse.Namespace, seed: int, notes: Notes) -> tuple[list[Net], dict[str, float]]:
+    """All ways with one seed of chance, and the seconds of each; what was found in an earlier call is not found again."""
+    path = options.out / f"seed{seed}" / "nets.json"
+    if path.exists():
+        kept = json.loads(path.read_text())
+        nets = [Net(**{**each, "path": path.parent / each["path"]}) for each in kept["nets"]]
+        notes.note(f"seed {seed}: {len(nets)} networks of an earlier call")
+        return nets, kept["seconds"]
+    nets, seconds = all_nets(options, path.parent, seed, notes)
+    facts = [{**asdict(net), "path": str(net.path.relative_to(path.parent))} for net in nets]
+    write_atomic(path, json.dumps({"nets": facts, "seconds": seconds}, indent=2).encode())
+    return nets, seconds
+
+
+def all_nets(options: argparse.Namespace, out: Path, seed: int, notes: Notes) -> tuple[list[Net], dict[str, float]]:
+    """The same, found now."""
     nets: list[Net] = []
     seconds: dict[str, float] = {}
     best = best_seed(options, out, seed, notes) if "ours, best seed" in options.ways else options.seed_weights[0]
@@ -230,6 +245,11 @@ def compare(options: argparse.Namespace, seed: int, notes: Notes) -> tuple[list[
         nets += [Net(way, weights.name, archs[file.id], file.test_accuracy or 0.0, config.out / file.path) for file in files]
         spent = pipeline.report(config.out).seconds
         seconds[way] = sum(part for stage, part in spent.items() if stage not in ("images and weights", "profiling", "test"))
+    return nets, seconds
+
+
+def timed(options: argparse.Namespace, nets: Sequence[Net], seed: int, notes: Notes) -> list[Point]:
+    """All networks, measured together."""
     candidates = [Candidate(str(number), net.path, input_shape(net.path)) for number, net in enumerate(nets)]
     target = parse_target(options.target, threads=options.threads)
     settings = SUBNETS if options.short_measuring else NETS
@@ -238,7 +258,7 @@ def compare(options: argparse.Namespace, seed: int, notes: Notes) -> tuple[list[
     for number, net in enumerate(nets):
         found = result[str(number)]
         points.append(Point(net.way, net.weights, seed, net.arch, net.accuracy, found.typical_ms, found.n, found.unstable))
-    return sorted(points, key=lambda point: point.p50_ms), seconds
+    return sorted(points, key=lambda point: point.p50_ms)
 
 
 def input_shape(path: Path) -> tuple[int, ...]:
@@ -324,7 +344,8 @@ def main() -> int:
     seconds: list[dict[str, float]] = []
     volumes: list[dict[str, float]] = []
     for seed in options.seeds:
-        found, taken = compare(options, seed, notes)
+        nets, taken = nets_of(options, seed, notes)
+        found = timed(options, nets, seed, notes)
         points += found
         seconds.append(taken)
         show(found, seed, METRICS[options.task], console)
