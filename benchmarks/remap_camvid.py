@@ -1,8 +1,9 @@
 """FNA's ablation of remapping, on street scenes: does the supernet need the seed's weights, does the network that it finds?
 
 For every seed of chance, one supernet with the seed's weights and one without are trained for as many steps, and each finds the
-best of a few random architectures that cost no more than the seed's. Either of those is trained for as many steps, once from the
-seed's weights and once from chance. The seed's own architecture, trained alike from its weights, stands beside them.
+best of a few random architectures that are no slower than the seed's as files in ONNX Runtime on this machine. Either of those is
+trained for as many steps, once from the seed's weights and once from chance. The seed's own architecture, trained alike from its
+weights, stands beside them, and once more with as many steps as supernet and found network have together.
 
     python benchmarks/remap_camvid.py --data DIR --seed-weights FILE --seeds 3 --json remap_camvid.json
 """
@@ -12,9 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -25,6 +27,11 @@ from rich.table import Table
 from torch.nn.functional import interpolate
 
 from natdeploy.errors import NatdeployError
+from natdeploy.hardware.bench import SUBNETS, Candidate
+from natdeploy.hardware.device import parse_target
+from natdeploy.hardware.measure import measure
+from natdeploy.progress import Silent
+from natdeploy.runtimes import ort
 from natdeploy.space import Arch, HeadSpec, SearchSpace, get_space
 from natdeploy.supernet import Padding, Seed, Subnet, Supernet, calibrate, choose_input, read_seed, remap
 from natdeploy.tasks import Segmentation, decode_masks, scan_masks, split_masks
@@ -50,6 +57,7 @@ class Row:
         seed: of chance.
         arch: what was trained.
         macs: of its backbone, square input of the same height.
+        latency_ms: p50 of its ONNX file on one thread of this machine, in turns with the others of the same seed of chance.
         supernet_iou: mean IoU on validation images with the supernet's weights; None where no supernet found it.
         validation_iou: of the trained network.
         test_iou: of the trained network.
@@ -60,6 +68,7 @@ class Row:
     seed: int
     arch: str
     macs: int
+    latency_ms: float
     supernet_iou: float | None
     validation_iou: float
     test_iou: float
@@ -95,7 +104,7 @@ class Bench:
         settings = AdaptSettings(train=self.train(), sampled_share=1.0, head_share=0.1)
         steps = self.options.supernet_steps
         adapter = Adapter(supernet, settings, total_steps=steps, seed=chance)
-        archs = self.archs(self.options.archs, np.random.default_rng([chance, 1]))
+        archs = self.fast_archs(self.options.archs, np.random.default_rng([chance, 1]))
         lesson = Lesson(self.task, archs, self.archs, largest=archs[0], smallest=archs[0])
         adapter.run(steps, lesson, lambda: None)
         average = adapter.trainer.average
@@ -114,25 +123,76 @@ class Bench:
             found += [arch for arch in drawn if CHEAPEST * most <= macs(self.space, arch) <= most]
         return found[:count]
 
-    def trained(self, arch: Arch, chance: int, *, remapped: bool) -> Subnet:
+    def fast_archs(self, count: int, rng: np.random.Generator) -> list[Arch]:
+        """The same, no slower than the seed's."""
+        supernet, found = self.supernet(0, remapped=False), list[Arch]()
+        while len(found) < count:
+            drawn = self.archs(count, rng)
+            seed_ms, *others = latencies([supernet.extract(arch) for arch in (self.seed.arch, *drawn)])
+            found += [arch for arch, ms in zip(drawn, others, strict=True) if ms <= seed_ms]
+        return found[:count]
+
+    def trained(self, arch: Arch, chance: int, steps: int, *, remapped: bool) -> Subnet:
         # From a supernet that nobody trained, so the head and what is not remapped begin alike, whatever the way.
         subnet = self.supernet(chance, remapped=False).extract(arch)
         if remapped:
             remap(self.seed, subnet)
         subnet = subnet.to(memory_format=torch.channels_last)
-        subnet = train_subnet(subnet, self.task, self.train(), self.options.steps, lambda: None)
+        subnet = train_subnet(subnet, self.task, self.train(), steps, lambda: None)
         calibrate(subnet, (images for images, _ in self.task.batches("calibration", arch.resolution, 32)))
         return subnet
 
     def train(self) -> TrainSettings:
         return TrainSettings(learning_rate=self.options.learning_rate, batch_size=self.options.batch_size)
 
-    def row(self, way: str, chance: int, arch: Arch, supernet_iou: float | None, *, remapped: bool) -> Row:
+
+@dataclass(frozen=True)
+class Way:
+    """What is trained: an architecture, as the supernet found it, for so many steps, from the seed's weights or from chance."""
+
+    name: str
+    arch: Arch
+    steps: int
+    remapped: bool
+    supernet_iou: float | None = None
+
+
+def ways(bench: Bench, chance: int) -> Iterator[Way]:
+    options, own = bench.options, bench.seed.arch
+    yield Way("the seed's own network", own, options.steps, remapped=True)
+    yield Way("the seed's own network, longer", own, options.steps + options.supernet_steps, remapped=True)
+    for remapped in (True, False):
+        arch, iou = bench.found(chance, remapped=remapped)
+        yield Way("both" if remapped else "final only", arch, options.steps, remapped=True, supernet_iou=iou)
+        yield Way("supernet only" if remapped else "none", arch, options.steps, remapped=False, supernet_iou=iou)
+
+
+def rows_of(bench: Bench, chance: int) -> list[Row]:
+    """All ways with one seed of chance; their networks are measured together."""
+    found: list[tuple[Way, Subnet, float]] = []
+    for way in ways(bench, chance):
         start = time.monotonic()
-        subnet = self.trained(arch, chance, remapped=remapped)
-        seconds = time.monotonic() - start
-        validation, test = (judge(subnet, self.task, part).metric for part in ("validation", "test"))
-        return Row(way, chance, str(arch), macs(self.space, arch), supernet_iou, validation, test, seconds)
+        subnet = bench.trained(way.arch, chance, way.steps, remapped=way.remapped)
+        found.append((way, subnet, time.monotonic() - start))
+    rows = []
+    for (way, subnet, seconds), ms in zip(found, latencies([subnet for _, subnet, _ in found]), strict=True):
+        validation, test = (judge(subnet, bench.task, part).metric for part in ("validation", "test"))
+        cost = macs(bench.space, way.arch)
+        rows.append(Row(way.name, chance, str(way.arch), cost, ms, way.supernet_iou, validation, test, seconds))
+        print(f"{way.name}, seed {chance}: test {100 * test:.1f} %, {ms:.3f} ms, {seconds:.0f} s, {way.arch}", flush=True)
+    return rows
+
+
+def latencies(nets: Sequence[Subnet]) -> list[float]:
+    """p50 of networks as ONNX files on one thread of this machine, ms."""
+    with tempfile.TemporaryDirectory() as folder:
+        candidates = []
+        for number, net in enumerate(nets):
+            path = Path(folder, f"{number}.onnx")
+            ort.convert(net.eval(), torch.zeros(net.input_shape), path, dynamic_size=False)
+            candidates.append(Candidate(str(number), path, net.input_shape))
+        found = measure(candidates, candidates[0], parse_target("host"), SUBNETS, seed=0, progress=Silent())
+        return [each.typical_ms for each in found.measurements]
 
 
 def macs(space: SearchSpace, arch: Arch) -> int:
@@ -176,9 +236,8 @@ def main() -> int:
         return error.exit_code
     rows: list[Row] = []
 
-    def add(row: Row) -> None:
-        rows.append(row)
-        print(f"{row.way}, seed {row.seed}: test {100 * row.test_iou:.1f} %, {row.seconds:.0f} s, {row.arch}", flush=True)
+    for chance in range(options.seeds):
+        rows += rows_of(bench, chance)
         height, width = bench.task.input_size(options.resolution)
         setup = {name: str(value) for name, value in vars(options).items()} | {"input": [height, width], "padding": bench.padding}
         setup |= {
@@ -187,21 +246,14 @@ def main() -> int:
             "images": len(bench.task.data.source),
         }
         options.json.write_text(json.dumps({"setup": setup, "rows": [asdict(each) for each in rows]}, indent=1) + "\n")
-
-    for chance in range(options.seeds):
-        add(bench.row("the seed's own network", chance, bench.seed.arch, None, remapped=True))
-        for supernet, final in product((True, False), repeat=2):
-            if final:
-                arch, iou = bench.found(chance, remapped=supernet)
-            way = {(True, True): "both", (True, False): "supernet only", (False, True): "final only"}.get((supernet, final), "none")
-            add(bench.row(way, chance, arch, iou, remapped=final))
-    table = Table("remapped", "mean IoU on test, %", "each", "MMACs of the backbone", box=None)
+    table = Table("remapped", "mean IoU on test, %", "each", "p50, ms", "MMACs of the backbone", box=None)
     for way in dict.fromkeys(row.way for row in rows):
         own = [row for row in rows if row.way == way]
         ious = [100 * row.test_iou for row in own]
         spread = f" +- {stdev(ious):.1f}" if len(ious) > 1 else ""
         each = ", ".join(f"{iou:.1f}" for iou in ious)
-        table.add_row(way, f"{mean(ious):.1f}{spread}", each, f"{mean(row.macs for row in own) / 1e6:.1f}")
+        costs = f"{mean(row.latency_ms for row in own):.3f}", f"{mean(row.macs for row in own) / 1e6:.1f}"
+        table.add_row(way, f"{mean(ious):.1f}{spread}", each, *costs)
     Console().print(table)
     return 0
 
