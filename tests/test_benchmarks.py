@@ -25,5 +25,5 @@ for path in sys.argv[1:]:
 def test_every_benchmark_starts() -> None:
     files = sorted(str(path) for path in FOLDER.glob("*.py") if '"__main__"' in path.read_text())
     assert files
-    done = subprocess.run([sys.executable, "-c", HELP, *files], cwd=FOLDER, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", HELP, *files], check=False, cwd=FOLDER, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ import xgboost
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy import sparse
 from scipy.stats import kendalltau, spearmanr
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from natdeploy.errors import DamagedFileError, UsageError
 from natdeploy.files import write_atomic
@@ -169,7 +170,10 @@ class LatencyPredictor:
         def fit(parts: Parts) -> Regression:
             if imported:
                 return _fit_blocks(blocks, block_ms, parts)
-            return _fit(blocks, block_ms, weights, nets["fit"], net_ms["fit"], parts=parts)
+            # Matrices of a few hundred rows: several threads of linear algebra gain nothing, and wait for each other by the
+            # minute where another program has one of the cores.
+            with threadpool_limits(1):
+                return _fit(blocks, block_ms, weights, nets["fit"], net_ms["fit"], parts=parts)
 
         parts = parts_of(known)
         regression, found = fit(parts), {tile: fit(replace(parts, tile=tile)) for tile in TILES}

@@ -76,12 +76,12 @@ def predict(
     if head is not None:
         named = head.on(named, aspect)
     parsed = [_parse(text) for text in archs]
-    for arch in parsed:
-        named.validate(arch)
     found: dict[Arch, PredictedLatency] = {}
     quality: Quality | None = None
     for width in sorted({arch.width for arch in parsed}):
-        one = named.restrict(widths=(width,))
+        one, group = named.restrict(widths=(width,)), [arch for arch in parsed if arch.width == width]
+        for arch in group:
+            one.validate(arch)
         predictor = find_predictor(
             chosen,
             one,
@@ -94,7 +94,6 @@ def predict(
         if predictor is None:
             raise no_table(target, chosen, space, one, classes, tables=tables, seed_weights=None)
         quality = predictor.quality
-        group = [arch for arch in parsed if arch.width == width]
         ms, macs = predictor.predict(one, group, classes), cost(one, group, classes).macs
         for i, arch in enumerate(group):
             found[arch] = PredictedLatency(

@@ -113,6 +113,10 @@ def test_predictions_come_with_an_interval_and_say_when_they_are_guesses(result:
             ([str(archs[0])], "host/openvino"),
             "no latency table of host/openvino-fp32-1t for demo at width 1; measure it: nat",
         ),
+        (
+            ([str(replace(archs[0], width=0.5))], "host"),
+            "no latency table of host/onnxruntime-fp32-1t for demo at width 0.5; measure it: .* --width 0.5",
+        ),
         ((["r128-nonsense"], "host"), "is no architecture"),
     ):
         with pytest.raises(UsageError, match=says):
