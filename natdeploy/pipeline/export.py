@@ -63,7 +63,9 @@ def export(
     progress = progress or Silent()
     asked = wanted(formats, precisions, max_drop=max_drop, input=input, photo_size=photo_size)
     with RunStore.open(folder) as store, log_to(folder / LOG):
-        nets = select_nets(finished_nets(store), read_config(store), arch)
+        config = read_config(store)
+        torch.set_num_threads(config.threads)  # as while it was searched: idle threads of torch spin where a core is busy
+        nets = select_nets(finished_nets(store), config, arch)
         files: list[FileRecord] = []
         count = len(asked.formats) * sum(len(asked.precisions_of(net.precision)) for net in nets)
         with progress.task("exporting", count, "files") as advance:
