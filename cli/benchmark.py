@@ -124,6 +124,8 @@ def _show(result: BenchmarkResult) -> None:
     runs = {model.run for model in result.models}
     for section in result.sections:
         print_table(_latency_table(section, names) if result.mode == "latency" else _throughput_table(section, names))
+        if _library_counts(section):
+            echo_wrapped("inside: what the runtime's library counts of a run itself, as its own tool prints it; median")
         for how in dict.fromkeys(model.throughput.how for model in section.models if model.throughput is not None):
             typer.echo(how)
     _say_marks(model.flags.raised for model in result.models)

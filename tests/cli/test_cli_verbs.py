@@ -176,6 +176,16 @@ def test_benchmark_ends_with_times(calls: list[Any], arguments: list[str], expec
     assert "samples_ms" not in model["latency"]["processes"][0], "raw times are for --out"
 
 
+def test_what_a_library_counts_itself_stands_in_the_means_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = timings().model_dump(mode="json")
+    monkeypatch.setattr(pipeline, "benchmark", lambda *_, **__: pipeline.BenchmarkResult.model_validate(found))
+    assert "inside" not in run("benchmark", "runs/x").stdout
+    found["sections"][0]["models"][0]["latency"]["inside_ms"] = 0.395
+    said = run("benchmark", "runs/x").stdout
+    assert "0.395" in said and "mean" not in said
+    assert "inside: what the runtime's library counts of a run itself" in said
+
+
 def test_what_is_known_beside_the_times_is_said(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     pair = PAIR | {"name": "a/b.onnx", "other_flags": ["disturbed"]}
     comparison = COMPARISON | {"pairs": [pair]}
