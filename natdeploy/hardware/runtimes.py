@@ -37,6 +37,10 @@ class Runtime(Protocol):
         """Where the library has a queue of its own for several requests at once, what makes it, with the arguments of `load`, and
         says what it is."""
 
+    @property
+    def inside_ms(self) -> Callable[[Any], float] | None:
+        """Where the library counts itself what a run takes, milliseconds of a session's last one, without the call from Python."""
+
     def version(self) -> str:
         """Version of the installed library. Raises ImportError where there is none."""
 

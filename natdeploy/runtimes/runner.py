@@ -153,7 +153,6 @@ class _Timed:
 
     def __init__(self, runtime: ModuleType, model: dict[str, Any], plan: dict[str, Any], waited: _Waited) -> None:
         self._runtime, self._waited = runtime, waited
-        self._inside_ms = getattr(runtime, "inside_ms", None)
         self._inputs = input_values(model, plan["seed"])
         start = time.perf_counter()
         self._session = load_model(runtime, model, plan, plan["threads"])
@@ -188,8 +187,8 @@ class _Timed:
             wall_ms, waited_ms = self._once()
             wall.append(round(wall_ms, 6))
             waited.append(round(waited_ms, 6))
-            if self._inside_ms is not None:
-                inside.append(self._inside_ms(self._session))
+            if self._runtime.inside_ms is not None:
+                inside.append(self._runtime.inside_ms(self._session))
         return wall, waited, inside
 
 

@@ -263,6 +263,9 @@ def run(session: Session, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.nda
 queue = None
 """The library has none of its own: several requests at once are several sessions in threads."""
 
+inside_ms = None
+"""The library counts no run itself."""
+
 
 def placement(session: Session) -> list[tuple[str, str, int]]:
     """How many operators of each type run where: in the delegate, or in the library's own kernels (`builtin`)."""

@@ -269,6 +269,9 @@ def run(session: Session, inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.nda
 queue = None
 """The library has none of its own: several requests at once are several sessions in threads."""
 
+inside_ms = None
+"""The library counts no run itself."""
+
 
 def placement(session: Session) -> list[tuple[str, str, int]]:
     """Kind of layer, type of its output and kernel, and how many layers of the engine are so, sorted."""

@@ -25,6 +25,7 @@ NAME, SUFFIX, PRECISIONS, DELEGATES = "hanging", ".txt", ("fp32",), ("cpu",)
 def version(): return "1"
 def details(precision, delegate): return {"runtime": NAME, "runtime_version": "1", "provider": "none"}
 def companions(path): return ()
+inside_ms = None
 def load(path, shape, threads, precision, delegate):
     with open(path) as file: return file.read()
 def run(session, inputs):

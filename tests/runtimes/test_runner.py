@@ -15,6 +15,7 @@ from natdeploy.runtimes import footprint, ort, ov, runner, tflite, throughput, t
 
 SLEEPER = """
 import time
+inside_ms = None
 def version(): return "1"
 def details(precision, delegate): return {"runtime": "sleeper", "runtime_version": "1"}
 def load(path, shape, threads, precision, delegate): return float(open(path).read())
@@ -63,7 +64,7 @@ def inside_ms(session): return 1e3 * session
 
 @pytest.mark.parametrize("extra", ["", JUMPING, COUNTING], ids=["steady", "jumping", "counting"])
 def test_runs_as_a_program_and_times_what_it_says(extra: str, tmp_path: Path) -> None:
-    (tmp_path / "sleeper.py").write_text(extra + SLEEPER)
+    (tmp_path / "sleeper.py").write_text(SLEEPER + extra)
     for name, seconds in (("reference", 0.002), ("one", 0.004), ("bad", -1.0)):
         (tmp_path / name).write_text(str(seconds))
     settings = {"warmup_s": 0.0, "warmup_runs": 2, "min_s": 0.0, "min_runs": 9, "reference_s": 0.0, "slices": 2}
