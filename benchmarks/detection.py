@@ -14,21 +14,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import onnxruntime
 import torch
+from network_latency import latencies
 from rich.console import Console
 from rich.table import Table
 
 from natdeploy.errors import NatdeployError
-from natdeploy.runtimes import ort
 from natdeploy.space import Arch, HeadSpec, SearchSpace, cost, get_space
 from natdeploy.supernet import Padding, Seed, Subnet, Supernet, calibrate, choose_input, read_seed, remap
 from natdeploy.tasks import Detection, decode_boxes, scan_boxes, split_boxes
@@ -38,9 +37,6 @@ from natdeploy.training.judge import judge_arch
 from natdeploy.training.loop import TrainSettings
 from natdeploy.training.memory import keep_freed_memory
 from natdeploy.training.plain import Finetuner
-
-RUNS, ROUNDS = 20, 9
-"""Of every file: consecutive runs, and how often its turn comes; the median over the rounds' medians counts."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ class Bench:
         def tuner(net: Subnet, steps: int) -> Finetuner:
             return Finetuner(net, self.task, self.train(), steps, head_steps=round(head_share * steps))
 
-        probe = tuner(_copy(subnet), 1000)
+        probe = tuner(deepcopy(subnet), 1000)
         steps = self.steps(lambda stop: probe.run(stop, lambda: None), seconds)
         start = time.process_time()
         learned = tuner(subnet, steps)
@@ -156,34 +152,6 @@ class Bench:
 _PROBED = 6
 _NEAR = 0.6
 """Of the seed's latency: what is much faster is not what is asked for."""
-
-
-def _copy(subnet: Subnet) -> Subnet:
-    import copy
-
-    return copy.deepcopy(subnet)
-
-
-def latencies(nets: Sequence[Subnet]) -> list[float]:
-    """p50 of every network as an ONNX file on one thread, ms: in turns, so that what else the machine does hits all alike."""
-    with tempfile.TemporaryDirectory() as folder:
-        sessions = []
-        for number, net in enumerate(nets):
-            path = Path(folder) / f"{number}.onnx"
-            ort.convert(net, torch.zeros(net.input_shape), path, dynamic_size=False)
-            sessions.append(ort.load(path, net.input_shape, 1, "fp32", "cpu"))
-        inputs = [[np.zeros(net.input_shape, dtype=np.float32)] for net in nets]
-        rounds: list[list[float]] = [[] for _ in nets]
-        for turn in range(1 + ROUNDS):
-            for session, given, into in zip(sessions, inputs, rounds, strict=True):
-                times = []
-                for _ in range(RUNS):
-                    start = time.perf_counter()
-                    ort.run(session, given)
-                    times.append(1000 * (time.perf_counter() - start))
-                if turn:  # the first warms up
-                    into.append(median(times))
-    return [median(each) for each in rounds]
 
 
 def prepare(options: argparse.Namespace) -> Bench:

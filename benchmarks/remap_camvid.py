@@ -13,25 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 import torch
+from network_latency import latencies
 from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import interpolate
 
 from natdeploy.errors import NatdeployError
-from natdeploy.hardware.bench import SUBNETS, Candidate
-from natdeploy.hardware.device import parse_target
-from natdeploy.hardware.measure import measure
-from natdeploy.progress import Silent
-from natdeploy.runtimes import ort
 from natdeploy.space import Arch, HeadSpec, SearchSpace, get_space
 from natdeploy.supernet import Padding, Seed, Subnet, Supernet, calibrate, choose_input, read_seed, remap
 from natdeploy.tasks import Segmentation, decode_masks, scan_masks, split_masks
@@ -181,18 +176,6 @@ def rows_of(bench: Bench, chance: int) -> list[Row]:
         rows.append(Row(way.name, chance, str(way.arch), cost, ms, way.supernet_iou, validation, test, seconds))
         print(f"{way.name}, seed {chance}: test {100 * test:.1f} %, {ms:.3f} ms, {seconds:.0f} s, {way.arch}", flush=True)
     return rows
-
-
-def latencies(nets: Sequence[Subnet]) -> list[float]:
-    """p50 of networks as ONNX files on one thread of this machine, ms."""
-    with tempfile.TemporaryDirectory() as folder:
-        candidates = []
-        for number, net in enumerate(nets):
-            path = Path(folder, f"{number}.onnx")
-            ort.convert(net.eval(), torch.zeros(net.input_shape), path, dynamic_size=False)
-            candidates.append(Candidate(str(number), path, net.input_shape))
-        found = measure(candidates, candidates[0], parse_target("host"), SUBNETS, seed=0, progress=Silent())
-        return [each.typical_ms for each in found.measurements]
 
 
 def macs(space: SearchSpace, arch: Arch) -> int:
