@@ -8,9 +8,10 @@ import numpy as np
 
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.problem import LATENCY, label
-from natdeploy.search import Choice, choose
+from natdeploy.search import Choice, choose, infill
+from natdeploy.search.archive import Indices
 from natdeploy.search.decide import RULES
-from natdeploy.search.objectives import ERROR
+from natdeploy.search.objectives import ERROR, Floats
 from natdeploy.store import NetRecord
 
 
@@ -39,6 +40,18 @@ def stand_out(nets: Sequence[NetRecord], config: SearchConfig) -> tuple[Choice, 
     """The nets of the front that stand out, each with its reason; several rules may pick the same one."""
     wishes = [] if config.prefer is None else [config.prefer]
     return tuple(choose_net(nets, config, rule) for rule in (*RULES, *wishes))
+
+
+def take_few(values: Floats, config: SearchConfig) -> Indices:
+    """Rows of nets (n, objectives) that share the last stretch of a search, as many as its schedule says."""
+    schedule, left = config.schedule, list(range(len(values)))
+    if schedule.final_choice == "spread":
+        return infill(values, values[:0], schedule.final_nets)
+    chosen: list[int] = []
+    while left and len(chosen) < schedule.final_nets:
+        found = choose(values[left], config.objectives, [""] * len(left), schedule.final_choice)
+        chosen.append(left.pop(found.index))
+    return np.array(chosen, dtype=np.int64)
 
 
 def _value(net: NetRecord, name: str) -> float | None:

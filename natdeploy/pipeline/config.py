@@ -30,6 +30,8 @@ class Schedule(BaseModel):
         warmup: share of all steps before the first evaluation.
         final: share of all steps after the last round, with the nets of the front alone.
         final_nets: of them, at most; more share the training, and each gets less of it.
+        final_choice: which of them, where there are more: `spread` along the front, or `best` (least error), `knee` or `fastest`
+            and those that would be it next.
         final_leaders: share of them, most accurate first, that lead the last stretch; the others are sampled only.
     """
 
@@ -39,6 +41,7 @@ class Schedule(BaseModel):
     warmup: float = Field(default=0.2, ge=0, le=1)
     final: float = Field(default=0.65, ge=0, le=1)
     final_nets: int = Field(default=24, ge=1)
+    final_choice: Literal["spread", "knee", "best", "fastest"] = "spread"
     final_leaders: float = Field(default=1.0, gt=0, le=1)
 
     @model_validator(mode="after")

@@ -26,6 +26,9 @@ LATENCY = "latency"
 LEADER_SHARE = 0.45
 """Of the baseline's resolution, from which on the seed's architecture leads the training."""
 
+SHORTENED = 4
+"""One in so many of the first archive is the seed's architecture with fewer layers, at a resolution too large for all of them."""
+
 _DRAWS = 64
 """Architectures drawn at once when only those within the constraints may be trained."""
 _MUTATION = 0.1
@@ -214,14 +217,46 @@ def within(problem: Problem, space: SearchSpace, draw: Callable[[int, np.random.
     return sample
 
 
+def fitted(setting: Setting, problem: Problem, resolution: int) -> list[Arch]:
+    """The seed's architecture at a resolution if it keeps the constraints there; else what is left of it that does.
+
+    Layers are taken off the ends of stages, from the last stage on, or evenly, from the deepest one: two answers, or one if they
+    agree, or none. What stays has the seed's own weights, so a larger input can be had for layers that matter less.
+    """
+    found = []
+    for even in (False, True):
+        archs = _shortened(setting.space, setting.seed_arch(resolution), even=even)
+        kept = np.flatnonzero(problem.keep(setting.space.encode_all(archs)))
+        found += [archs[row] for row in kept[:1]]
+    return list(dict.fromkeys(found))
+
+
+def _shortened(space: SearchSpace, arch: Arch, *, even: bool) -> list[Arch]:
+    """An architecture, and what is left of it as one layer after the other goes."""
+    archs = [arch]
+    while True:
+        depths = archs[-1].depths
+        longer = [number for number, stage in enumerate(space.stages) if depths[number] > stage.min_depth]
+        if not longer:
+            return archs
+        place = max(longer, key=lambda number: (depths[number] if even else 0, number))
+        stages = [layers[:-1] if number == place else layers for number, layers in enumerate(archs[-1].stages)]
+        archs.append(replace(arch, stages=tuple(stages)))
+
+
 def around_seed(setting: Setting, problem: Problem) -> ArchSampler:
-    """The seed's architecture at any resolution with a few choices changed: such nets inherit most of it, and so are good early."""
-    space, seed = setting.space, setting.space.encode(problem.baseline)
+    """The seed's architecture at any resolution, as it fits there, with a few choices changed: such nets inherit most of it, and so
+    are good early.
+    """
+    space = setting.space
+    bases = [arch for resolution in space.resolutions for arch in fitted(setting, problem, resolution)[:1]]
+    seeds = space.encode_all(bases or [problem.baseline])
 
     def draw(count: int, rng: np.random.Generator) -> Genotypes:
-        drawn = space.mutate(np.tile(seed, (count, 1)), rng, _MUTATION)
-        drawn[:, 0] = rng.integers(len(space.resolutions), size=count)
-        return drawn
+        drawn = seeds[rng.integers(len(seeds), size=count)]
+        mutated = space.mutate(drawn, rng, _MUTATION)
+        mutated[:, 0] = drawn[:, 0]
+        return mutated
 
     return within(problem, space, draw)
 
@@ -248,10 +283,14 @@ def first_lesson(setting: Setting, problem: Problem, *, uniform: bool = False) -
 
 def first_archs(setting: Setting, problem: Problem, count: int, seed: int) -> list[Arch]:
     """Architectures for the first archive: the baseline, the largest, the seed's own at every resolution that keeps the
-    constraints, and as many around it as make half of `count`; the search adds the smallest and others from the whole space.
+    constraints and shortened at the next ones, and as many around it as make half of `count`; the search adds the smallest and
+    others from the whole space.
     """
-    own = [setting.seed_arch(resolution) for resolution in setting.space.resolutions]
-    kept = problem.keep(setting.space.encode_all(own))
-    archs = [problem.baseline, problem.largest, *(arch for arch, keeps in zip(own, kept, strict=True) if keeps)]
+    kept: list[Arch] = []
+    shortened: list[Arch] = []
+    for resolution in setting.space.resolutions:
+        archs = fitted(setting, problem, resolution)
+        (kept if archs == [setting.seed_arch(resolution)] else shortened).extend(archs)
+    archs = list(dict.fromkeys([problem.baseline, problem.largest, *kept, *shortened[: count // SHORTENED]]))
     near = around_seed(setting, problem)(max(0, count // 2 - len(archs)), np.random.default_rng([seed, len(archs)]))
     return list(dict.fromkeys([*archs, *near]))[:count]

@@ -24,7 +24,7 @@ from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.latency.predictor import LatencyPredictor
 from natdeploy.logs import log_to
 from natdeploy.pipeline.budget import TUNED, Budget, settled
-from natdeploy.pipeline.choice import stand_out
+from natdeploy.pipeline.choice import stand_out, take_few
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.correct import FrontMeasurer
 from natdeploy.pipeline.evaluate import Evaluator, ranking_error, ranking_noise
@@ -37,7 +37,7 @@ from natdeploy.pipeline.quantise import NATIVE, PrecisionLoss, judge_in_runtime
 from natdeploy.pipeline.setting import Setting, prepare
 from natdeploy.pipeline.train import Training
 from natdeploy.progress import Progress, Silent
-from natdeploy.search import Archive, Distribution, Objectives, RoundReport, infill
+from natdeploy.search import Archive, Distribution, Objectives, RoundReport
 from natdeploy.search import search as nat_search
 from natdeploy.search.archive import Indices
 from natdeploy.space import Arch, Genotypes, get_space, space_toml
@@ -378,7 +378,7 @@ class _Search:
                 for arch, failed in zip(archive.archs, archive.failed, strict=True)
             ]
             rows = archive.contenders(noise)
-            chosen = rows[np.sort(infill(archive.values[rows], archive.values[:0], self.config.schedule.final_nets))]
+            chosen = rows[np.sort(take_few(archive.values[rows], self.config))]
             new = [row for row in chosen if row not in judged and self._provisional(archive.genotypes[row])]
             if not new:
                 return chosen
