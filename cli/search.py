@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from natdeploy.errors import UsageError
+from natdeploy.invalid import faults
 
 from .options import (
     Accelerator,
@@ -196,14 +197,14 @@ def read_config(path: Path | None, options: Mapping[str, Any], head: Mapping[str
     try:
         return SearchConfig.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(_settings_beside(first["loc"], SearchConfig))
+        first = faults(error)[0]
+        name = first.place
+        if first.kind == "extra_forbidden":
+            known = ", ".join(_settings_beside(first.location, SearchConfig))
             raise UsageError(f"{path} has an unknown setting {name!r}; known are {known}") from None
         if not name:  # settings that are possible one by one
-            raise UsageError(first["msg"].removeprefix("Value error, ")) from None
-        raise UsageError(f"{name} = {first['input']!r} is not possible: {first['msg']}") from None
+            raise UsageError(first.reason) from None
+        raise UsageError(f"{name} = {first.value!r} is not possible: {first.reason}") from None
 
 
 def _settings_beside(location: Sequence[int | str], model: type[BaseModel]) -> Iterable[str]:

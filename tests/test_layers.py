@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-OPEN = {"errors", "files", "progress", "logs", "stopwatch", "toml", "_version"}
+OPEN = {"errors", "files", "invalid", "progress", "logs", "stopwatch", "toml", "_version"}
 """Modules that every room may import, but the runtimes."""
 
 ROOMS = {

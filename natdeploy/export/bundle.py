@@ -14,6 +14,7 @@ from natdeploy.export.facts import Latency, Metadata, ModelFile
 from natdeploy.export.formats import FORMATS, PRECISIONS
 from natdeploy.export.scripts import BUILD, build_script, script, script_name
 from natdeploy.files import write_atomic
+from natdeploy.invalid import faults
 
 CARD = "README.md"
 METADATA = "metadata.json"
@@ -97,9 +98,9 @@ def read_bundle(folder: Path) -> Metadata:
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read ({error.strerror}); export it again") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DamagedFileError(f"{path} is damaged ({first['msg']}{f' at {place}' if place else ''}); export it again") from error
+        first = faults(error)[0]
+        where = f" at {first.place}" if first.place else ""
+        raise DamagedFileError(f"{path} is damaged ({first.reason}{where}); export it again") from error
     return metadata
 
 

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from natdeploy.errors import DeviceError, UsageError
 from natdeploy.hardware.runtimes import RUNTIMES
+from natdeploy.invalid import faults
 from natdeploy.runtimes import runner
 from natdeploy.toml import toml_text
 
@@ -368,10 +369,9 @@ def make_device(values: Mapping[str, Any], what: str) -> Device:
     try:
         return Device.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = first["msg"][:1].lower() + first["msg"][1:]
-        raise UsageError(f"{what} is wrong{f' at {where!r}' if where else ''}: {reason}") from error
+        first = faults(error)[0]
+        where = f" at {first.place!r}" if first.place else ""
+        raise UsageError(f"{what} is wrong{where}: {first.reason}") from error
 
 
 # ---- targets

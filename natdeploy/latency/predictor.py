@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from natdeploy.errors import DamagedFileError, UsageError
 from natdeploy.files import write_atomic
+from natdeploy.invalid import faults
 from natdeploy.latency.blocks import TILES, Floats, Parts, amounts, depthwise_of, parts_of
 from natdeploy.latency.regression import LEAST, SMALLEST_MS, Regression, RegressionState, count_parts
 from natdeploy.latency.table import BlockRow, Provenance, Role, Table
@@ -271,11 +272,9 @@ class LatencyPredictor:
         except FileNotFoundError as error:
             raise DamagedFileError(f"there is no predictor {path}; fit it again from its table") from error
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise DamagedFileError(
-                f"{path} is no predictor: {where}: {first['msg'].lower()}; fit it again from its table"
-            ) from error
+            first = faults(error)[0]
+            where = first.place or "the file"
+            raise DamagedFileError(f"{path} is no predictor: {where}: {first.reason}; fit it again from its table") from error
         except (ValueError, KeyError, TypeError, xgboost.core.XGBoostError) as error:
             raise DamagedFileError(f"{path} is damaged; fit the predictor again from its table") from error
         return cls(

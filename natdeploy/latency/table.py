@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError
 from natdeploy.errors import DamagedFileError, NatdeployError
 from natdeploy.files import write_atomic
 from natdeploy.hardware.measure import UNSTABLE
+from natdeploy.invalid import faults
 from natdeploy.latency.blocks import block_key, parse_block
 from natdeploy.space import Arch, Block, SearchSpace
 
@@ -357,9 +358,9 @@ def _read_provenance(path: Path) -> tuple[Provenance, dict[str, str]]:
             _parse_name(name)
         return Provenance.model_validate(values), failures
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DamagedFileError(f"{path}: {where}{': ' if where else ''}{first['msg'].lower()}; {_REMEDY}") from error
+        first = faults(error)[0]
+        where = f"{first.place}: " if first.place else ""
+        raise DamagedFileError(f"{path}: {where}{first.reason}; {_REMEDY}") from error
     except (ValueError, NatdeployError) as error:
         raise DamagedFileError(f"{path}: {error}; {_REMEDY}") from error
 

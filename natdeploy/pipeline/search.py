@@ -21,6 +21,7 @@ from natdeploy.distributed.engine import Engine, InProcess
 from natdeploy.errors import DamagedFileError, NatdeployError, UsageError
 from natdeploy.hardware.device import Target, host_facts
 from natdeploy.hardware.runtimes import get_runtime, installed_version
+from natdeploy.invalid import faults
 from natdeploy.latency.predictor import LatencyPredictor
 from natdeploy.logs import log_to
 from natdeploy.pipeline.budget import TUNED, Budget, settled
@@ -195,7 +196,7 @@ def read_config(store: RunStore) -> SearchConfig:
         return SearchConfig.model_validate(store.config)
     except ValidationError as error:
         raise DamagedFileError(
-            f"the configuration of {store.folder} is not one of natdeploy {__version__} ({error.errors()[0]['msg']}); "
+            f"the configuration of {store.folder} is not one of natdeploy {__version__} ({faults(error)[0].reason}); "
             "start a new run"
         ) from error
 

@@ -14,6 +14,7 @@ from natdeploy.files import write_atomic
 from natdeploy.hardware.footprint import Footprint
 from natdeploy.hardware.measure import RUNS_NEEDED, Measurement, percentile
 from natdeploy.hardware.throughput import Throughput as ThroughputFound
+from natdeploy.invalid import faults
 from natdeploy.pipeline.model_files import Subject
 
 DISTURBED = 0.05
@@ -371,16 +372,14 @@ def read_result(path: Path) -> BenchmarkResult:
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); give a file that `natdeploy benchmark --out` wrote") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["loc"] == ("format",):
+        first = faults(error)[0]
+        if first.location == ("format",):
             raise UsageError(
-                f"{path} has format {first['input']!r}, and this natdeploy reads {RESULT_FORMAT}; measure again, "
+                f"{path} has format {first.value!r}, and this natdeploy reads {RESULT_FORMAT}; measure again, "
                 "or compare with the version of natdeploy that wrote it"
             ) from error
-        place = ".".join(map(str, first["loc"]))
-        raise UsageError(
-            f"{path} is no result of `natdeploy benchmark --out` ({first['msg']}{f' at {place}' if place else ''})"
-        ) from error
+        where = f" at {first.place}" if first.place else ""
+        raise UsageError(f"{path} is no result of `natdeploy benchmark --out` ({first.reason}{where})") from error
 
 
 def model_times(subject: Subject, found: Measurement, environment: Mapping[str, Any]) -> ModelTimes:

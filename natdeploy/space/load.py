@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from natdeploy.errors import UsageError
+from natdeploy.invalid import faults
 from natdeploy.space.catalog import NAMES, SPACES
 from natdeploy.space.space import SearchSpace, Stage
 
@@ -101,14 +102,14 @@ def _build(kind: type[_Data], values: Mapping[str, Any], where: str, **ready: An
         return kind(**dict(checked), **ready)
     except ValidationError as error:
         # A misspelt key is unknown and missing at once; the first says more.
-        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        key = ".".join(map(str, first["loc"]))
+        first = min(faults(error), key=lambda each: each.kind != "extra_forbidden")
+        key = first.place
         known = [each.name for each in fields(kind) if each.name not in ready]
-        if first["type"] == "extra_forbidden":
+        if first.kind == "extra_forbidden":
             raise UsageError(f"{where}: there is no key {key!r}; choose among {', '.join(known)}") from None
-        if first["type"] == "missing":
+        if first.kind == "missing":
             raise UsageError(f"{where}: {key} is missing") from None
-        raise UsageError(f"{where}: {key} = {first['input']!r}: {first['msg'].lower()}") from None
+        raise UsageError(f"{where}: {key} = {first.value!r}: {first.reason}") from None
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
 

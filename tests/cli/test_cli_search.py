@@ -160,14 +160,14 @@ def test_a_cluster_that_is_not_there_is_said(asked: list[SearchConfig]) -> None:
         (
             'data = "photos"\n[remap]\nkernel = "edges"\n',
             [],
-            "remap.kernel = 'edges' is not possible: Input should be 'centre' or 'd",
+            "remap.kernel = 'edges' is not possible: input should be 'centre' or 'd",
         ),
         (
             'data = "photos"\nstrategy = "gradient"\n',
             ["--precision", "fp32,int8"],
             "error: strategy gradient chooses among architectures alone; leave out --precision, or take another strategy",
         ),
-        ('data = "photos"\n[gradient]\nbase = 0.5\n', [], "gradient.base = 0.5 is not possible: Input should be greater than 1"),
+        ('data = "photos"\n[gradient]\nbase = 0.5\n', [], "gradient.base = 0.5 is not possible: input should be greater than 1"),
         ('data = "photos"\n[adapt.train]\nbf16 = true\n', [], "unknown setting 'adapt.train.bf16'; known are learning_rate,"),
     ],
 )

@@ -245,7 +245,7 @@ def test_two_earlier_results_are_compared_without_measuring(tmp_path: Path) -> N
         (["gone.json", "--compare", "new.json"], "gone.json cannot be read (No such file or directory)"),
         (["new.json", "--compare", "words.json"], "words.json is no result of `natdeploy benchmark --out` (Invalid JSON"),
         (["new.json", "--compare", "later.json"], "later.json has format 2, and this natdeploy reads 1; measure again, or compare"),
-        (["empty.json", "--compare", "new.json"], "is no result of `natdeploy benchmark --out` (Value error, front-"),
+        (["empty.json", "--compare", "new.json"], "is no result of `natdeploy benchmark --out` (front-"),
     ],
 )
 def test_what_cannot_be_compared_is_said(arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

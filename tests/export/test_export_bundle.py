@@ -184,7 +184,7 @@ def add_key(path: Path) -> None:
         ("model.onnx", cut, r"model\.onnx is not the file"),
         ("model.onnx", Path.unlink, r"model\.onnx cannot be read"),
         ("metadata.json", cut, r"metadata\.json is damaged"),
-        ("metadata.json", add_key, r"metadata\.json is damaged \(Extra inputs are not permitted at more\)"),
+        ("metadata.json", add_key, r"metadata\.json is damaged \(extra inputs are not permitted at more\)"),
         ("metadata.json", Path.unlink, r"metadata\.json cannot be read"),
     ],
 )
