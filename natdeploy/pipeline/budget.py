@@ -133,7 +133,7 @@ def make_budget(config: SearchConfig, setting: Setting, lesson: Lesson, chooser:
         steps = max(MIN_STEPS, math.ceil(schedule.epochs * images / config.adapt.train.batch_size))
         source = f"{schedule.epochs:g} epochs of the {images} training images"
     else:
-        nat = _sized(config, _nat(60 * config.minutes, evaluation_s, config.rounds), chooser)
+        nat = _sized(config, nat_sizes(60 * config.minutes, evaluation_s, config.rounds), chooser)
         searching_s = _search_seconds(nat, evaluation_s, chosen=chooser is not None) + _quantising_seconds(nat, config)
         steps = max(MIN_STEPS, math.floor((60 * config.minutes - searching_s) / mean_s))
         source = f"--minutes {config.minutes:g}"
@@ -190,7 +190,9 @@ def _sized(config: SearchConfig, sizes: NatSettings, chooser: Chooser | None) ->
     rounds = {} if config.rounds is None else {"rounds": config.rounds}
     if chooser is not None:
         return NatSettings(rounds=max(1, config.rounds or given.get("rounds", ROUNDS)))
-    return sizes.model_copy(update=given | rounds)
+    sized = sizes.model_copy(update=given | rounds)
+    # A search of fewer rounds than that measures its front once all the same.
+    return sized.model_copy(update={"measure_every": min(sized.measure_every, sized.rounds)})
 
 
 def _search_seconds(nat: NatSettings, evaluation_s: float, *, chosen: bool = False) -> float:
@@ -215,14 +217,22 @@ def _quantising_seconds(nat: NatSettings, config: SearchConfig) -> float:
     return (1 + _fronts(nat)) * len(quantised) * QUANTISED_SECONDS
 
 
-def _nat(seconds: float, evaluation_s: float, rounds: int | None) -> NatSettings:
-    """NAT's 30 rounds of 8 and as many networks at first as a search without a budget has, or what a share of the time allows."""
-    number = rounds or min(30, max(2, round(seconds / SECONDS_A_ROUND)))
-    for initial in range(INITIAL, MIN_INITIAL, -4):
+def nat_sizes(seconds: float, evaluation_s: float, rounds: int | None) -> NatSettings:
+    """NAT's 30 rounds of 8 and as many networks at first as a search without a budget has, or what a share of the time allows.
+
+    Args:
+        seconds: of the search.
+        evaluation_s: that judging a network takes: where it is much, fewer networks are judged at first, then in fewer rounds.
+        rounds: that are asked for.
+    """
+    most = rounds or min(30, max(2, round(seconds / SECONDS_A_ROUND)))
+    sizes = [(most, initial) for initial in range(INITIAL, MIN_INITIAL, -4)]
+    sizes += [(number, MIN_INITIAL) for number in ([most] if rounds else range(most, 0, -1))]
+    for number, initial in sizes:
         nat = NatSettings(initial=initial, rounds=number, infill=INFILL, parents=max(INFILL, (initial + number * INFILL) // 4))
         if _search_seconds(nat, evaluation_s) <= EVALUATION_SHARE * seconds:
-            return nat
-    return NatSettings(initial=MIN_INITIAL, rounds=number, infill=INFILL, parents=INFILL)
+            break
+    return nat
 
 
 def _choosing_seconds(chooser: Chooser) -> float:

@@ -8,11 +8,13 @@ from dataclasses import replace
 from typing import cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from natdeploy import pipeline
 from natdeploy.pipeline import SearchConfig, budget
-from natdeploy.pipeline.budget import Budget, settled
-from natdeploy.pipeline.setting import Setting
+from natdeploy.pipeline.budget import EVALUATION_SHARE, MIN_INITIAL, Budget, make_budget, nat_sizes, settled
+from natdeploy.pipeline.setting import Setting, prepare
 from natdeploy.progress import Silent
 from natdeploy.search import NatSettings
 from natdeploy.store import RunStore
@@ -52,6 +54,42 @@ def test_first_phases_do_not_come_back_in_a_longer_schedule(config: SearchConfig
     found = settled(PLANNED, config.model_copy(update={"minutes": 1.0}), setting, lesson, 0.0)
     assert found.steps(2) == 40
     assert found.total_steps == 500  # of which the head's 8 % end where the last stretch begins
+
+
+def evaluated(sizes: NatSettings) -> int:
+    """Networks judged in all, anew in every round."""
+    new = sizes.rounds * sizes.infill
+    return sizes.initial + new + sum(sizes.initial + number * sizes.infill for number in range(1, sizes.rounds + 1))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seconds=st.floats(60, 7200), evaluation_s=st.floats(0.01, 20), rounds=st.none() | st.integers(1, 40))
+def test_what_is_judged_follows_from_what_judging_costs(seconds: float, evaluation_s: float, rounds: int | None) -> None:
+    sizes = nat_sizes(seconds, evaluation_s, rounds)
+    if rounds is not None:
+        assert sizes.rounds == rounds, "what was asked for"
+    slower = nat_sizes(seconds, 2 * evaluation_s, rounds)
+    assert evaluated(slower) <= evaluated(sizes)
+    least = MIN_INITIAL, rounds or 1
+    if (sizes.initial, sizes.rounds) != least:
+        assert evaluated(sizes) * evaluation_s <= EVALUATION_SHARE * seconds, "it fits into its share"
+
+
+def test_judging_that_costs_too_much_leaves_rounds_out() -> None:
+    assert nat_sizes(480.0, 0.1, None).rounds == 2
+    assert nat_sizes(480.0, 2.0, None).rounds == 1
+
+
+def test_a_search_of_one_round_measures_its_front(config: SearchConfig) -> None:
+    seldom = config.model_copy(update={"nat": NatSettings(rounds=1, measure_every=5), "minutes": None})
+    setting, lesson = problem_lesson(seldom)
+    assert make_budget(seldom, setting, lesson).nat.measure_every == 1
+
+
+def problem_lesson(config: SearchConfig) -> tuple[Setting, Lesson]:
+    setting = prepare(config, Silent())
+    arch = setting.seed_arch(setting.space.resolutions[0])
+    return setting, Lesson(setting.task, [arch], lambda count, _: [arch] * count, largest=arch, smallest=arch)
 
 
 class _Anything:
