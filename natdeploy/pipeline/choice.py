@@ -10,7 +10,7 @@ from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.problem import LATENCY, label
 from natdeploy.search import Choice, choose, infill
 from natdeploy.search.archive import Indices
-from natdeploy.search.decide import RULES
+from natdeploy.search.decide import RULES, speed_column
 from natdeploy.search.objectives import ERROR, Floats
 from natdeploy.store import NetRecord
 
@@ -42,16 +42,35 @@ def stand_out(nets: Sequence[NetRecord], config: SearchConfig) -> tuple[Choice, 
     return tuple(choose_net(nets, config, rule) for rule in (*RULES, *wishes))
 
 
-def take_few(values: Floats, config: SearchConfig) -> Indices:
-    """Rows of nets (n, objectives) that share the last stretch of a search, as many as its schedule says."""
+def take_few(values: Floats, noise: Floats, config: SearchConfig) -> Indices:
+    """Rows of nets that share the last stretch of a search, as many as its schedule says.
+
+    Args:
+        values: (n, objectives).
+        noise: (n,), one standard error of each error.
+        config: of the search.
+    """
     schedule, left = config.schedule, list(range(len(values)))
     if schedule.final_choice == "spread":
         return infill(values, values[:0], schedule.final_nets)
     chosen: list[int] = []
     while left and len(chosen) < schedule.final_nets:
-        found = choose(values[left], config.objectives, [""] * len(left), schedule.final_choice)
-        chosen.append(left.pop(found.index))
+        if schedule.final_choice == "best":
+            index = _promising(values[left], noise[left], speed_column(config.objectives))
+        else:
+            index = choose(values[left], config.objectives, [""] * len(left), schedule.final_choice).index
+        chosen.append(left.pop(index))
     return np.array(chosen, dtype=np.int64)
+
+
+def _promising(values: Floats, noise: Floats, speed: int) -> int:
+    """The row that is likely to have the least error in the end: of those that chance does not tell from the least, the slowest.
+
+    Small inputs are learned first; larger networks gain more from the rest of the training (docs/segmentation.md).
+    """
+    least = int(values[:, 0].argmin())
+    alike = np.flatnonzero(values[:, 0] <= values[least, 0] + noise[least])
+    return int(alike[values[alike, speed].argmax()])
 
 
 def _value(net: NetRecord, name: str) -> float | None:

@@ -30,8 +30,8 @@ class Schedule(BaseModel):
         warmup: share of all steps before the first evaluation.
         final: share of all steps after the last round, with the nets of the front alone.
         final_nets: of them, at most; more share the training, and each gets less of it.
-        final_choice: which of them, where there are more: `spread` along the front, or `best` (least error), `knee` or `fastest`
-            and those that would be it next.
+        final_choice: which of them, where there are more: `spread` along the front, or `knee`, `fastest` or `best` and those that
+            would be it next. Best is the slowest of those whose error chance does not tell from the least.
         final_leaders: share of them, most accurate first, that lead the last stretch; the others are sampled only.
     """
 

@@ -374,12 +374,14 @@ class _Search:
         """
         judged: set[int] = set()
         while True:
-            noise = [
-                0.0 if failed else ranking_noise(self._evaluation(arch))
-                for arch, failed in zip(archive.archs, archive.failed, strict=True)
-            ]
+            noise = np.array(
+                [
+                    0.0 if failed else ranking_noise(self._evaluation(arch))
+                    for arch, failed in zip(archive.archs, archive.failed, strict=True)
+                ]
+            )
             rows = archive.contenders(noise)
-            chosen = rows[np.sort(take_few(archive.values[rows], self.config))]
+            chosen = rows[np.sort(take_few(archive.values[rows], noise[rows], self.config))]
             new = [row for row in chosen if row not in judged and self._provisional(archive.genotypes[row])]
             if not new:
                 return chosen

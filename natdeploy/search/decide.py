@@ -56,7 +56,7 @@ def choose(values: Floats, names: Sequence[str], ids: Sequence[str], which: str,
         index = int(np.lexsort((values[:, 0], -tradeoff))[0])
         how = f"every other costs at least {tradeoff[index]:.2g} times what it gains" if len(values) > 1 else "it is the only one"
     elif which in RULES:
-        column = 0 if which == "best" else _speed(names)
+        column = 0 if which == "best" else speed_column(names)
         index = int(np.lexsort((*values.T[::-1], values[:, column]))[0])
         how = f"none has less {shown[names[column]]}"
     elif "<=" in which:
@@ -79,7 +79,7 @@ def choose(values: Floats, names: Sequence[str], ids: Sequence[str], which: str,
     return Choice(index, ids[index], which, f"{ids[index]} has {what}: {how}")
 
 
-def _speed(names: Sequence[str]) -> int:
+def speed_column(names: Sequence[str]) -> int:
     """The column that speed is read from."""
     return next((column for column, name in enumerate(names) if kind_of(name) == "latency"), 1)
 
