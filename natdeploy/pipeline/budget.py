@@ -101,8 +101,9 @@ class Budget:
                 f"while the architecture is chosen, {self.final_steps} with the chosen one alone (a step takes "
                 f"{self.step_seconds:.2f} s, one of the architecture {self.choosing_seconds:.2f} s)"
             )
+        rounds = f"{self.nat.rounds} round{'' if self.nat.rounds == 1 else 's'}"
         return (
-            f"about {self.minutes:.1f} min ({self.source}): {self.warmup_steps} training steps, {self.nat.rounds} rounds of "
+            f"about {self.minutes:.1f} min ({self.source}): {self.warmup_steps} training steps, {rounds} of "
             f"{self.round_steps}, {self.final_steps} with the front alone; {self.nat.initial} nets evaluated at first, "
             f"{self.nat.infill} new ones a round (a step takes {self.step_seconds:.2f} s, a net {self.evaluation_seconds:.2f} s)"
         )
