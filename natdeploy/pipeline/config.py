@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from natdeploy.hardware.device import Target, parse_target
-from natdeploy.pipeline.presets import DENSE, GRADIENT, PRESETS, Preset, Strategy, merged, published, with_strategy
+from natdeploy.pipeline.presets import GRADIENT, PRESETS, Preset, Strategy, merged, published, with_strategy
 from natdeploy.search.nat import NatSettings
 from natdeploy.space import HEAD_KINDS, HeadKind, HeadSpec, SearchSpace
 from natdeploy.space.detectors import finds
@@ -231,8 +231,6 @@ class SearchConfig(BaseModel):
         preset = (GRADIENT if by_gradient else PRESETS).get(name, {})
         data = Path(given.get("data", ""))
         classified = given.get("task", "classification") == "classification"
-        if not classified:
-            preset = merged(preset, DENSE.get(name, {}))
         if (kind := DEFAULT_HEADS.get(given.get("task", ""))) is not None and not isinstance(given.get("head"), HeadSettings):
             given = {**given, "head": {"kind": kind, **(given.get("head") or {})}}
         known = name == "paper" and classified and not (by_gradient or data.is_dir())

@@ -108,13 +108,6 @@ GRADIENT: Mapping[str, Mapping[str, Any]] = {
 }
 """Where the strategy is `gradient`."""
 
-DENSE: Mapping[Preset, Mapping[str, Any]] = {
-    # A step trains one network, and dense ones need many: of sixteen that shared six minutes on CamVid none was near what one
-    # network alone learns in them. Judging and exporting each takes ten seconds besides.
-    "quick": {"schedule": {"final_nets": 6}},
-}
-"""Over both, for tasks that answer for places of an image."""
-
 
 def with_strategy(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, in which `strategy` and what the loop of rounds proposes say the same, whichever of them is given."""

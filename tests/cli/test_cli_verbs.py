@@ -243,7 +243,7 @@ def test_two_earlier_results_are_compared_without_measuring(tmp_path: Path) -> N
         (["new.json", "a.onnx", "--compare", "new.json"], "new.json, a.onnx are not one earlier result"),
         (["new.json", "--compare", "new.json", "--target", "host", "--fresh"], "as they are, without --target, --fresh"),
         (["gone.json", "--compare", "new.json"], "gone.json cannot be read (No such file or directory)"),
-        (["new.json", "--compare", "words.json"], "words.json is no result of `natdeploy benchmark --out` (Invalid JSON"),
+        (["new.json", "--compare", "words.json"], "words.json is no result of `natdeploy benchmark --out` (invalid JSON"),
         (["new.json", "--compare", "later.json"], "later.json has format 2, and this natdeploy reads 1; measure again, or compare"),
         (["empty.json", "--compare", "new.json"], "is no result of `natdeploy benchmark --out` (front-"),
     ],

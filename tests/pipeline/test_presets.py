@@ -38,14 +38,6 @@ def test_what_is_given_counts_and_the_preset_fills_the_rest() -> None:
     assert given.nat == config.nat
 
 
-@pytest.mark.parametrize("strategy", ["evolution", "gradient"])
-@pytest.mark.parametrize("task", ["segmentation", "detection"])
-def test_few_networks_share_the_last_stretch_of_a_dense_task(task: str, strategy: str) -> None:
-    few = SearchConfig(**PLACES, task=task, strategy=strategy).schedule.final_nets
-    assert few < SearchConfig(**PLACES, strategy=strategy).schedule.final_nets
-    assert SearchConfig(**PLACES, task=task, strategy=strategy, schedule={"final_nets": 9}).schedule.final_nets == 9
-
-
 @pytest.mark.parametrize("name", NAMED)
 def test_paper_takes_the_recipe_of_a_set_that_is_known_by_name(name: str) -> None:
     recipe = NAMED[name].recipe
