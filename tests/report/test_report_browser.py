@@ -15,6 +15,7 @@ from natdeploy.space import Arch, get_space
 webdriver = pytest.importorskip(
     "selenium.webdriver", reason="selenium, which drives the browser, is not installed; pip install selenium"
 )
+wait = pytest.importorskip("selenium.webdriver.support.wait")
 
 SPACE = get_space("mbv2")
 BLOCKS = {each.arch: SPACE.blocks(Arch.parse(each.arch), 12) for each in DATA.nets}
@@ -98,13 +99,17 @@ def test_a_click_shows_the_net(shown: webdriver.Chrome) -> None:
 
 
 def test_dark_mode_has_other_colours(shown: webdriver.Chrome) -> None:
-    colours = []
-    for scheme in ("light", "dark"):
-        shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
-        body = shown.execute_script("return getComputedStyle(document.body).backgroundColor")
-        colours.append((body, shown.execute_script("return document.getElementById('front').layout.paper_bgcolor")))
+    def paper(_: webdriver.Chrome) -> str:
+        colour: str = shown.execute_script("return document.getElementById('front').layout.paper_bgcolor")
+        return colour
+
+    light, body = paper(shown), shown.execute_script("return getComputedStyle(document.body).backgroundColor")
+    shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+    assert shown.execute_script("return getComputedStyle(document.body).backgroundColor") != body
+    # The figure is drawn anew once the browser says that the scheme has changed, which is a little later.
+    wait.WebDriverWait(shown, 10).until(lambda browser: paper(browser) != light)
     shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-    assert colours[0][0] != colours[1][0] and colours[0][1] != colours[1][1]
+    wait.WebDriverWait(shown, 10).until(lambda browser: paper(browser) == light)
 
 
 def test_without_javascript_the_table_and_the_pictures_are_there(shown: webdriver.Chrome, page: Path) -> None:
