@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ class Coordinator:
     def __init__(self) -> None:
         self._state: State = {}, {"step": 0}
         self._diverged: Divergence | None = None
+        self._lock = threading.Lock()
 
     def train(self, stretch: Stretch, state: State) -> Divergence | None:
         """Trains a stretch from a state; gives the `DivergedError` that ended it, if one did.
@@ -105,8 +107,10 @@ class Coordinator:
         return self._diverged
 
     def post(self, state: State) -> None:
-        """Takes a later state of the stretch."""
-        self._state = state
+        """Takes a state of the stretch, unless a later one is there: calls of an actor with threads may overtake each other."""
+        with self._lock:
+            if state[1]["step"] > self._state[1]["step"]:
+                self._state = state
 
     def diverge(self, state: State, divergence: Divergence) -> None:
         """Takes the last state before a `DivergedError`."""

@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from natdeploy.distributed.engine import Engine, InProcess, open_engine
+from natdeploy.distributed.ray_work import Coordinator
 from natdeploy.errors import MissingRuntimeError, NatdeployError, UsageError
 from natdeploy.space import Arch, get_space
 from natdeploy.space.catalog import plain_arch
@@ -248,6 +249,15 @@ def test_training_ends_with_the_same_bits_though_a_worker_is_killed(engine: Engi
     assert told[-1] == 2 * STEPS
     train(InProcess(), theirs, 2 * STEPS, task)
     assert_equal_bits(ours, theirs)
+
+
+def test_a_state_that_arrives_late_does_not_take_the_place_of_a_later_one() -> None:
+    coordinator = Coordinator()
+    for step in (3, 6, 5):
+        coordinator.post(({"weight": torch.tensor(float(step))}, {"step": step}))
+    tensors, facts = coordinator.state()
+    assert (facts["step"], float(tensors["weight"])) == (6, 6.0)
+    assert coordinator.later_than(6) is None
 
 
 def test_divergence_is_told_with_the_state_before_it(engine: Engine, task: Task, tmp_path: Path) -> None:
