@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from natdeploy.errors import UsageError
-from natdeploy.invalid import faults
 
 from .options import (
     Accelerator,
@@ -185,6 +184,7 @@ def read_config(path: Path | None, options: Mapping[str, Any], head: Mapping[str
     """
     from pydantic import ValidationError
 
+    from natdeploy.invalid import faults
     from natdeploy.pipeline import SearchConfig
 
     settings = {} if path is None else _read_toml(path)

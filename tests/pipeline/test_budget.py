@@ -82,11 +82,11 @@ def test_judging_that_costs_too_much_leaves_rounds_out() -> None:
 
 def test_a_search_of_one_round_measures_its_front(config: SearchConfig) -> None:
     seldom = config.model_copy(update={"nat": NatSettings(rounds=1, measure_every=5), "minutes": None})
-    setting, lesson = problem_lesson(seldom)
+    setting, lesson = setting_and_lesson(seldom)
     assert make_budget(seldom, setting, lesson).nat.measure_every == 1
 
 
-def problem_lesson(config: SearchConfig) -> tuple[Setting, Lesson]:
+def setting_and_lesson(config: SearchConfig) -> tuple[Setting, Lesson]:
     setting = prepare(config, Silent())
     arch = setting.seed_arch(setting.space.resolutions[0])
     return setting, Lesson(setting.task, [arch], lambda count, _: [arch] * count, largest=arch, smallest=arch)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from browsing import until
 from test_report_page import BASELINE, BEATEN, BEST, DATA, FASTEST, KNEE
 
 from natdeploy.report import PageData, write_page
@@ -15,8 +16,8 @@ from natdeploy.space import Arch, get_space
 webdriver = pytest.importorskip(
     "selenium.webdriver", reason="selenium, which drives the browser, is not installed; pip install selenium"
 )
-wait = pytest.importorskip("selenium.webdriver.support.wait")
 
+BODY = "getComputedStyle(document.body).backgroundColor"
 SPACE = get_space("mbv2")
 BLOCKS = {each.arch: SPACE.blocks(Arch.parse(each.arch), 12) for each in DATA.nets}
 DRAWN = replace(DATA, blocks=BLOCKS, block_ms={arch: [0.01 * block.stride for block in each] for arch, each in BLOCKS.items()})
@@ -99,17 +100,14 @@ def test_a_click_shows_the_net(shown: webdriver.Chrome) -> None:
 
 
 def test_dark_mode_has_other_colours(shown: webdriver.Chrome) -> None:
-    def paper(_: webdriver.Chrome) -> str:
-        colour: str = shown.execute_script("return document.getElementById('front').layout.paper_bgcolor")
-        return colour
-
-    light, body = paper(shown), shown.execute_script("return getComputedStyle(document.body).backgroundColor")
+    paper = "document.getElementById('front').layout.paper_bgcolor"
+    light, body = (shown.execute_script(f"return {each}") for each in (paper, BODY))
     shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
-    assert shown.execute_script("return getComputedStyle(document.body).backgroundColor") != body
+    assert shown.execute_script(f"return {BODY}") != body
     # The figure is drawn anew once the browser says that the scheme has changed, which is a little later.
-    wait.WebDriverWait(shown, 10).until(lambda browser: paper(browser) != light)
+    assert until(shown, f"{paper} != '{light}'")
     shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-    wait.WebDriverWait(shown, 10).until(lambda browser: paper(browser) == light)
+    assert until(shown, f"{paper} == '{light}'")
 
 
 def test_without_javascript_the_table_and_the_pictures_are_there(shown: webdriver.Chrome, page: Path) -> None:

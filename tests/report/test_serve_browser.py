@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import until
 from written_run import add_round, write_run
 
 from natdeploy.pipeline.search import read_config
@@ -15,16 +16,6 @@ from natdeploy.report.figures import anchor
 from natdeploy.store import RunStore
 
 Served = Callable[..., int]
-WAIT_S = 30.0
-"""At most; a page looks every second."""
-
-
-def until(browser: Any, script: str) -> Any:
-    """What a script gives once that is true."""
-    wait = pytest.importorskip(
-        "selenium.webdriver.support.wait", reason="selenium, which drives the browser, is not installed; pip install selenium"
-    )
-    return wait.WebDriverWait(browser, WAIT_S, 0.05).until(lambda shown: shown.execute_script(f"return {script}"))
 
 
 def marks(browser: Any) -> dict[str, list[float]]:
