@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from natdeploy import pipeline
-from natdeploy.cli.search import read_config
+from natdeploy.cli.config import read_config
 from natdeploy.errors import NatdeployError
 from natdeploy.pipeline.presets import Strategy
 from natdeploy.progress import Silent

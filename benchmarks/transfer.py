@@ -41,7 +41,7 @@ from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 
 from natdeploy import pipeline
-from natdeploy.cli.search import read_config
+from natdeploy.cli.config import read_config
 from natdeploy.errors import NatdeployError
 from natdeploy.files import write_atomic
 from natdeploy.hardware.bench import NETS, SUBNETS, Candidate

@@ -9,6 +9,7 @@ import typer
 
 from natdeploy.errors import AccuracyGateError, UsageError
 
+from .config import read_config
 from .options import Json, NoProgress, Quiet, Verbose, names
 from .results import show_files
 from .terminal import session
@@ -56,17 +57,21 @@ def export(
     ] = None,
     nms: Annotated[
         bool,
-        typer.Option(
-            "--nms", help="Of a run for detection: an ONNX file, too, that answers with objects, non-maximum suppression inside."
-        ),
+        typer.Option("--nms", help="Of detection: an ONNX file, too, that answers with objects, non-maximum suppression inside."),
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="End with exit code 4 where a file is refused.")] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Of weights: where the files go; a run keeps its own.")] = Path("models"),
     data: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Of weights: images, a folder a class, to judge files by and for int8.", show_default="none"
+            metavar="DIR",
+            help="Of weights: images as for a search, to judge files by, for int8 and for --nms.",
+            show_default="none",
         ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of weights: TOML of a search whose settings of reading images count, as [masks]."),
     ] = None,
     space: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of weights: their space, a name or .toml file.", show_default="recognised")
@@ -99,13 +104,15 @@ def export(
             "progress": progress,
         }
         if source.is_dir() or source.suffix == "":
-            if data is not None or space is not None:
-                raise UsageError("--data and --space are for files of weights; a run knows its own")
+            if any(each is not None for each in (data, space, config)):
+                raise UsageError("--data, --config and --space are for files of weights; a run knows its own")
             files = pipeline.export(source, arch=arch or "knee", nms=nms, **asked)
         else:
-            if nms:
-                raise UsageError("--nms is for runs; a file of weights holds no network that finds objects")
-            files = pipeline.export_weights(source, out, arch=arch, data=data, space=space, **asked)
+            if config is not None and data is None:
+                raise UsageError("--config says how images are read; give some with --data")
+            # Task and head are those of the weights.
+            settings = None if config is None else read_config(config, {"data": data, "task": "classification", "head": None})
+            files = pipeline.export_weights(source, out, arch=arch, data=data, space=space, nms=nms, settings=settings, **asked)
         show_files(files, as_json=as_json)
         refused = [file for file in files if file.refused]
         if refused and (strict or len(refused) == len(files)):

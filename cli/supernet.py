@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .options import Json, Quiet, Verbose
+from .options import Json, Quiet, Run, Verbose
 from .terminal import session, write_json
 
 if TYPE_CHECKING:
@@ -88,6 +88,35 @@ def import_(
     typer.echo(f"{'written':11} {result.path}")
 
 
+@supernet.command()
+def save(
+    run: Run,
+    *,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Supernet to write.")] = Path("supernet.safetensors"),
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the supernet of a finished search.
+
+    It is a seed for further searches, of other images or for other targets, and any architecture can be exported from it.
+
+    \b
+    Example:
+      natdeploy supernet save runs/flowers --out flowers.safetensors
+      natdeploy search --data orchids --seed-weights flowers.safetensors
+    """
+    with session(as_json=as_json, verbose=verbose, quiet=quiet):
+        from natdeploy import pipeline
+
+        found = pipeline.supernet_save(run, out)
+    if as_json:
+        write_json({**asdict(found), "path": str(out)})
+        return
+    _show(found)
+    typer.echo(f"{'written':11} {out}")
+
+
 def _show(found: WeightsInfo) -> None:
     one = found.smallest == found.largest
     sizes = (found.largest,) if one else (found.smallest, found.largest)
@@ -97,6 +126,7 @@ def _show(found: WeightsInfo) -> None:
         "format": f"{found.format}, {found.tensors} tensors",
         "holds": f"a {found.holds} of space {found.space}, width {found.width:g}{transforms}",
         "channels": " ".join(map(str, found.channels)),
+        **({"dense head": f"{found.head} of {found.head_channels} channels"} if found.head else {}),
         "classes": str(found.classes) if found.classes else "none, it has no classifier",
         "norm eps": f"{found.norm_eps:g}",
         "padding": found.padding or "not stated; recognised on photos",

@@ -33,7 +33,7 @@ ROOMS = {
 ROOMS["pipeline"] = set(ROOMS)
 ROOMS["cli"] = set(ROOMS)
 
-SHARED_BY_VERBS = {"options", "terminal", "results"}
+SHARED_BY_VERBS = {"config", "options", "results", "terminal"}
 
 
 FOLDERS = {"natdeploy": "natdeploy", **{name: f"natdeploy.{name}" for name in ("cli", "devices", "latency_tables")}}

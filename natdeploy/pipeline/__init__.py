@@ -15,7 +15,7 @@ from natdeploy.pipeline.profile import ProfileResult, profile
 from natdeploy.pipeline.report import ReportResult, report, write_archive
 from natdeploy.pipeline.search import resume, search
 from natdeploy.pipeline.serve import serve
-from natdeploy.pipeline.supernet import ImportResult, WeightsInfo, supernet_import, supernet_info
+from natdeploy.pipeline.supernet import ImportResult, WeightsInfo, supernet_import, supernet_info, supernet_save
 from natdeploy.pipeline.tables import TableDetails, TableLine, TableMerge, tables_diff, tables_list, tables_merge, tables_show
 from natdeploy.pipeline.tables_import import TableImport, tables_import
 from natdeploy.pipeline.timings import BenchmarkResult, is_result, read_result
@@ -55,6 +55,7 @@ __all__ = [
     "serve",
     "supernet_import",
     "supernet_info",
+    "supernet_save",
     "tables_diff",
     "tables_import",
     "tables_list",

@@ -139,6 +139,9 @@ class Bundle:
         wanted: of the files.
         progress: is told what is refused, and what else to know.
         latencies: what is known of a net whose folder is new.
+
+    Raises:
+        UsageError: files of the net's task do not take what is wanted.
     """
 
     def __init__(
@@ -153,6 +156,8 @@ class Bundle:
         labelled: bool = True,
         latencies: tuple[Latency, ...] = (),
     ) -> None:
+        if wanted.input == "photo" and description.task != "classification":
+            raise UsageError(f"files of {description.task} do not resize photos; choose another --input, such as image")
         self._folder, self._description, self._load, self._task = folder, description, subnet, task
         self._wanted, self._progress, self._labelled = wanted, progress, labelled
         self._resolution, self._size = Arch.parse(description.arch).resolution, description.preprocessing.size
@@ -315,8 +320,6 @@ class Bundle:
         """Writes a file into a folder and tries it there."""
         runtime, path = format.checked_by(), folder / format.file_name(precision)
         wanted = self._wanted.input_of(format, self._size)
-        if wanted.resized and not isinstance(self._task, Classification | None):
-            raise UsageError(f"files of {self._task.name} do not resize photos; choose another --input, such as image")
         calibration = self._calibration if precision == "int8" else []
         write(
             self._subnet,

@@ -21,7 +21,7 @@ from natdeploy.progress import Progress, Silent
 from natdeploy.space import Arch
 from natdeploy.store import FileRecord, NetRecord, RunStore
 from natdeploy.supernet import InputConvention
-from natdeploy.tasks import Task, palette
+from natdeploy.tasks import Task, TaskName, palette
 
 
 def export(
@@ -153,7 +153,7 @@ def _describe(store: RunStore, net: NetRecord, task: Task) -> Description:
         params=net.params,
         macs=net.macs,
         labels=tuple(store.get("classes")),
-        preprocessing=preprocessing_of(task, Arch.parse(net.arch).resolution, convention),
+        preprocessing=preprocessing(task.name, task.image_size, task.input_size(Arch.parse(net.arch).resolution), convention),
         seed=config.seed_weights.name,
         seed_sha256=store.get("seed_sha256"),
         licence=about.get("licence") or about.get("source"),
@@ -166,11 +166,10 @@ def _describe(store: RunStore, net: NetRecord, task: Task) -> Description:
     )
 
 
-def preprocessing_of(task: Task, resolution: int, convention: InputConvention) -> Preprocessing:
-    """How photos become inputs of a network of a resolution."""
-    cut, size = task.image_size, task.input_size(resolution)
+def preprocessing(task: TaskName, cut: tuple[int, int], size: tuple[int, int], convention: InputConvention) -> Preprocessing:
+    """How photos become inputs (height, width) of a network, by way of images of the size that it learned from."""
     if cut[0] == cut[1] and size[0] == size[1]:
-        whole = task.name == "detection"  # whose boxes would be cut off
+        whole = task == "detection"  # whose boxes would be cut off
         return Preprocessing(square_px=cut[0], size_px=size[0], mean=convention.mean, std=convention.std, whole=whole)
     return Preprocessing(cut_px=cut, input_px=size, mean=convention.mean, std=convention.std)
 

@@ -19,7 +19,7 @@ from natdeploy.pipeline.train import CHECKPOINT, TUNED
 from natdeploy.search import parse_constraint
 from natdeploy.space import Arch
 from natdeploy.store import FileRecord, NetRecord, RunStore
-from natdeploy.supernet import Subnet, restore
+from natdeploy.supernet import Subnet, Supernet, restore
 
 
 def nets(folder: Path) -> list[NetRecord]:
@@ -93,6 +93,26 @@ def latency_limit_ms(config: SearchConfig) -> float:
     return min((each.bound for each in constraints if each.objective == "latency"), default=math.inf)
 
 
+def load_supernet(store: RunStore) -> Supernet:
+    """The supernet of a finished run, with averaged weights, in evaluation mode on the CPU.
+
+    Raises:
+        UsageError: the search is not finished.
+        DamagedFileError: a checkpoint is.
+    """
+    width = Arch.parse(finished_nets(store)[0].arch).width
+    weights = store.load_checkpoint(CHECKPOINT)
+    assert weights is not None, "a finished run has them"
+    return restore(
+        _averaged(weights[0]),
+        stored_space(read_config(store), store),
+        width=width,
+        padding=stored_convention(store).padding,
+        norm_eps=store.get("norm_eps"),
+        classes=len(store.get("classes")),
+    )
+
+
 def load_subnet(store: RunStore, arch: Arch, *, tuned: bool = False) -> Subnet:
     """A final net of a run, with its weights and its BatchNorm statistics, in evaluation mode on the CPU.
 
@@ -104,22 +124,14 @@ def load_subnet(store: RunStore, arch: Arch, *, tuned: bool = False) -> Subnet:
     Raises:
         DamagedFileError: a checkpoint is.
     """
-    weights, statistics = store.load_checkpoint(CHECKPOINT), store.load_checkpoint(STATISTICS)
-    assert weights is not None and statistics is not None, "a finished run has both"
-    supernet = restore(
-        _averaged(weights[0]),
-        stored_space(read_config(store), store),
-        width=arch.width,
-        padding=stored_convention(store).padding,
-        norm_eps=store.get("norm_eps"),
-        classes=len(store.get("classes")),
-    )
-    subnet = supernet.extract(arch)
+    subnet = load_supernet(store).extract(arch)
     if tuned:
         alone = store.load_checkpoint(f"{TUNED}-{arch.id}")
         assert alone is not None, "a tuned net has its weights in the run"
         subnet.load_state_dict(_averaged(alone[0]))
         return subnet.eval()
+    statistics = store.load_checkpoint(STATISTICS)
+    assert statistics is not None, "a finished run has them"
     own = {name.removeprefix(f"{arch.id}."): value for name, value in statistics[0].items() if name.startswith(f"{arch.id}.")}
     subnet.load_state_dict({**subnet.state_dict(), **own})
     return subnet.eval()

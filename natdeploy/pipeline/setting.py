@@ -25,6 +25,7 @@ from natdeploy.supernet import (
     choose_input,
     read_seed,
     remap,
+    same_head,
     supernet_of,
 )
 from natdeploy.tasks import Splits, Task
@@ -141,6 +142,8 @@ def prepare(config: SearchConfig, progress: Progress, store: RunStore | None = N
 def read_for(path: Path, space: SearchSpace) -> tuple[Seed, SearchSpace]:
     """A seed, and the space for its supernet: the one given, at the seed's width, and with the seed's own channels if it is of it.
 
+    A dense head of the seed is not part of that space.
+
     Raises:
         WeightsError: the file is damaged, or holds no network of any space that is known.
     """
@@ -152,7 +155,7 @@ def read_for(path: Path, space: SearchSpace) -> tuple[Seed, SearchSpace]:
         except WeightsError:
             raise error from None
         return seed, space.restrict(widths=(seed.arch.width,))
-    return seed, seed.space
+    return seed, plain_space(seed.space)
 
 
 def narrowed(space: SearchSpace, config: SearchConfig) -> SearchSpace:
@@ -204,8 +207,8 @@ def make_supernet(
     Raises:
         WeightsError: the seed does not fit the space.
     """
-    own = seed.supernet and plain_space(space) == seed.space.restrict(resolutions=space.resolutions)
-    if space.dense is not None or not own:
+    own = seed.supernet and plain_space(space) == plain_space(seed.space).restrict(resolutions=space.resolutions)
+    if space.dense is not None or seed.space.dense is not None or not own:
         supernet = Supernet(
             space,
             classes,
@@ -228,9 +231,15 @@ def make_supernet(
 
 
 def _taken(seed: Seed, supernet: Supernet) -> RemapReport:
-    """Gives a supernet with a dense head the weights of one that classifies, as they are, but for those behind the stages."""
-    state = supernet.state_dict()
-    kept = {name: name for name in seed.state if name in state}
+    """Gives a supernet the weights of one with another head, as they are: those of the stages, and of the same dense head what does
+    not depend on its classes.
+    """
+    state, alike = supernet.state_dict(), same_head(seed.space, supernet.space)
+    kept = {
+        name: name
+        for name, tensor in seed.state.items()
+        if name in state and (not name.startswith("classifier.") or (alike and tensor.shape == state[name].shape))
+    }
     supernet.load_state_dict({**state, **{name: seed.state[name] for name in kept}})
     new = tuple(sorted(name for name in state if name not in kept and not name.endswith("num_batches_tracked")))
     return RemapReport(kept, (), new, tuple(sorted(set(seed.state) - set(kept))))

@@ -6,7 +6,7 @@ from natdeploy.supernet.heads import build_head
 from natdeploy.supernet.layers import Padding
 from natdeploy.supernet.mixture import Mixture, codes_of, mixed, stages_of
 from natdeploy.supernet.network import Supernet
-from natdeploy.supernet.remap import RemapReport, RemapRules, remap
+from natdeploy.supernet.remap import RemapReport, RemapRules, remap, same_head
 from natdeploy.supernet.sorting import sort_channels
 from natdeploy.supernet.subnet import Subnet, build_block
 from natdeploy.supernet.weights import Seed, load_supernet, read_seed, restore, save_supernet, supernet_of, write_seed
@@ -30,6 +30,7 @@ __all__ = [
     "read_seed",
     "remap",
     "restore",
+    "same_head",
     "save_supernet",
     "sort_channels",
     "stages_of",

@@ -32,6 +32,7 @@ class Scaling:
 
 SIGNED = Scaling("[-1,1]", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = Scaling("ImageNet mean and std", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_SCALINGS = SIGNED, IMAGENET
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class InputConvention:
     std: tuple[float, float, float]
     padding: Padding
     evidence: str
+
+    @property
+    def stated(self) -> str:
+        """How a file of weights says how images are normalised; `stated_input` understands it."""
+        return next(each.name for each in _SCALINGS if (each.mean, each.std) == (self.mean, self.std))
 
 
 def choose_input(seed: Seed, images: Tensor) -> InputConvention:
@@ -85,15 +91,16 @@ def stated_input(seed: Seed) -> InputConvention | None:
 def _candidates(seed: Seed) -> list[tuple[Scaling, Padding]]:
     """The conventions that a seed's file leaves open."""
     about = seed.metadata.get("input", "")
-    scalings = tuple(each for each in (SIGNED, IMAGENET) if each.name.replace(" ", "") in about.replace(" ", ""))
+    scalings = tuple(each for each in _SCALINGS if each.name.replace(" ", "") in about.replace(" ", ""))
     stated = ("same",) if "TensorFlow" in about and "padding" in about else PADDINGS
     paddings: tuple[Padding, ...] = stated if seed.padding is None else (seed.padding,)
-    return list(product(scalings or (SIGNED, IMAGENET), paddings))
+    return list(product(scalings or _SCALINGS, paddings))
 
 
 def _distance(seed: Seed, images: Tensor, scaling: Scaling, padding: Padding) -> float:
     network = _network(seed, padding)
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    own = [part for part in (network.stem, network.stages, network.head) if part is not None]  # a dense head is another one
+    norms = [module for part in own for module in part.modules() if isinstance(module, nn.BatchNorm2d)]
     stored = [_mean_and_std(norm) for norm in norms]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (scaling.mean, scaling.std))
     scaled = ((images - mean) / std).contiguous(memory_format=torch.channels_last)

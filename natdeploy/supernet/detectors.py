@@ -245,7 +245,8 @@ class Decode(nn.Module):
 
     def keep(self, count: int) -> None:
         """Holds the anchors of a head that has so many: an exporter cannot follow how they are made."""
-        self.places = anchors(self.kind, count)
+        with torch.device("cpu"):  # also of a head that has no memory yet
+            self.places = anchors(self.kind, count)
 
     def forward(self, answers: Tensor) -> Tensor:
         places = (anchors(self.kind, answers.shape[1]) if self.places is None else self.places).to(answers.device)

@@ -149,8 +149,8 @@ def remap(source: Seed | Subnet, target: Supernet | Subnet, rules: RemapRules | 
     Layers go to their places in their stages; a deeper target gets more of the stage's last one, a shallower one does without the
     last. Kernels and channels follow `rules`. Whatever reads a new channel is zero, so it contributes nothing until it has learned
     to. By the default rules a target that is nowhere smaller, or a supernet at such an architecture, computes what the source
-    computes. The classifier is taken where the classes agree. A dense head has no use for pooling and classifier; what a
-    classification network computes in front of them is taken over.
+    computes. The classifier is taken where the classes agree, and of the same dense head what does not depend on them.
+    Another dense head has no use for pooling, classifier and head; what is computed in front of them is taken over.
 
     Args:
         source: a pretrained network, or any network of an architecture.
@@ -165,8 +165,10 @@ def remap(source: Seed | Subnet, target: Supernet | Subnet, rules: RemapRules | 
     _check(given, taken)
     sources = {name: name for name in given.fixed() if name in taken.tensors}
     classifier = {name for name in given.tensors.keys() | taken.tensors.keys() if name.startswith("classifier.")}
-    if any(given.shape(name) != taken.shape(name) for name in classifier):
-        sources = {name: origin for name, origin in sources.items() if name not in classifier}
+    other = {name for name in classifier if given.shape(name) != taken.shape(name)}
+    if other:
+        lost = other if same_head(given.space, taken.space) else classifier
+        sources = {name: origin for name, origin in sources.items() if name not in lost}
     for name, origin in sources.items():
         taken.tensors[name].copy_(given.tensors[origin])
 
@@ -185,6 +187,11 @@ def remap(source: Seed | Subnet, target: Supernet | Subnet, rules: RemapRules | 
         taken.tensors[name].copy_(torch.eye(len(taken.tensors[name])))
     unused = given.tensors.keys() - sources.values()
     return RemapReport(sources, tuple(moves.values()), tuple(sorted(own - transforms)), tuple(sorted(unused)))
+
+
+def same_head(one: SearchSpace, other: SearchSpace) -> bool:
+    """Whether both have a dense head and it is the same one, its classes apart."""
+    return one.dense is not None and one.dense == other.dense
 
 
 # ---- either side

@@ -310,7 +310,7 @@ def test_export_of_weights(calls: list[Any]) -> None:
     options = ["--arch", "r96-w1-k3e1", "--data", "photos", "--space", "mbv2", "--out", "o"]
     assert run("export", "a/seed.safetensors", *options).exit_code == 0
     usual = {"formats": ("onnx",), "precisions": (), "max_drop": 1.0, "input": "nchw", "photo_size": None}
-    given = {"arch": "r96-w1-k3e1", "data": Path("photos"), "space": "mbv2"}
+    given = {"arch": "r96-w1-k3e1", "data": Path("photos"), "space": "mbv2", "nms": False, "settings": None}
     assert calls == [("export_weights", Path("a/seed.safetensors"), Path("o"), usual | given)]
     refused = run("export", "runs/x", "--data", "photos")
     assert (refused.exit_code, len(calls)) == (2, 1)

@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 
 from natdeploy import pipeline
 from natdeploy.cli.main import app
-from natdeploy.errors import DataError
+from natdeploy.errors import DataError, UsageError
 from natdeploy.export import read_bundle
 from natdeploy.pipeline import SearchConfig
 from natdeploy.pipeline import export as verb
-from natdeploy.pipeline.config import HeadSettings
+from natdeploy.pipeline.config import BoxSettings, HeadSettings
 from natdeploy.pipeline.finished import finished_nets, load_subnet
 from natdeploy.pipeline.setting import prepare, stored_task
 from natdeploy.progress import Silent
@@ -135,6 +135,23 @@ def test_files_are_judged_by_mean_precision_in_their_runtimes(
     assert any("model.nms.onnx: with non-maximum suppression inside" in line for line in notes.lines)
     draws_boxes(found, net, "onnx", photos, tmp_path, "model.nms.onnx")
     assert "pipeline_tag: object-detection" in (found.out / "models" / net.id / "README.md").read_text()
+
+
+def test_its_supernet_as_a_file_gives_the_same_files(found: SearchConfig, photos: Path, tmp_path: Path, notes: Any) -> None:
+    path = tmp_path / "adapted.safetensors"
+    assert pipeline.supernet_save(found.out, path).head == "ssdlite"
+    net = max((net for net in pipeline.nets(found.out) if net.role == "front"), key=lambda net: net.validation_accuracy)
+    data, settings = photos / "instances.json", found.model_copy(update={"boxes": BoxSettings(side=48)})
+    (file,) = pipeline.export_weights(
+        path, tmp_path / "models", net.arch, data=data, settings=settings, nms=True, progress=notes, max_drop=100
+    )
+    what = read_bundle(tmp_path / "models" / net.id).description
+    assert (what.task, what.labels, what.macs) == ("detection", ("red", "blue"), net.macs)
+    assert what.preprocessing.whole and what.preprocessing.square_px == 48
+    assert file.validation_accuracy is not None and file.max_rel is not None and file.max_rel < 1e-4
+    assert (tmp_path / "models" / net.id / "model.nms.onnx").is_file()
+    with pytest.raises(UsageError, match="what --nms writes is judged by images, and none are given"):
+        pipeline.export_weights(path, tmp_path, net.arch, nms=True)
 
 
 def draws_boxes(config: SearchConfig, net: NetRecord, name: str, photos: Path, folder: Path, *model: str) -> None:

@@ -82,7 +82,7 @@ def test_images_of_other_classes_give_no_accuracy(supernet_file: Path, digits: P
     pipeline.supernet_import(supernet_file, four, space="demo", classes=4)
     (file,) = pipeline.export_weights(four, tmp_path, SMALL, precisions=("int8",), data=digits, progress=notes)
     assert (file.test_accuracy, file.refused) == (None, None)
-    assert any("has 3 classes and four.safetensors tells 4 apart" in line for line in notes.lines)
+    assert any("the images have 3 classes and four.safetensors tells 4 apart" in line for line in notes.lines)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from natdeploy.errors import UsageError, WeightsError
+from natdeploy.errors import UsageError
 from natdeploy.space import PIXEL_KINDS, Arch, HeadKind, HeadSpec, SearchSpace, get_space
 from natdeploy.supernet import (
     Padding,
@@ -20,8 +19,6 @@ from natdeploy.supernet import (
     build_head,
     calibrate,
     remap,
-    save_supernet,
-    write_seed,
 )
 
 DEMO = replace(get_space("demo"), output_stride=4)
@@ -141,17 +138,6 @@ def test_a_fresh_head_for_other_classes() -> None:
     with torch.no_grad():
         assert supernet(images(2, 32, 32), sample(DEMO, 1)[0]).shape == (2, 9, 32, 32)
     assert not any(module.training for module in supernet.modules())
-
-
-def test_files_that_nobody_could_read_are_not_written(tmp_path: Path) -> None:
-    arch, path = sample(DEMO, 1)[0], tmp_path / "net.safetensors"
-    for write in (
-        lambda: write_seed(dense_subnet(DEMO, arch, "lraspp"), path),
-        lambda: save_supernet(Supernet(dense("lraspp"), 5), path),
-    ):
-        with pytest.raises(WeightsError, match="a network with a dense head cannot be written"):
-            write()
-    assert not path.exists()
 
 
 def test_impossible_heads_are_refused() -> None:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from natdeploy.errors import UsageError, WeightsError
-from natdeploy.space import Arch, Layer, SearchSpace, Stage, get_space
+from natdeploy.space import Arch, Layer, SearchSpace, Stage, get_space, plain_space
 from natdeploy.space.catalog import NAMES
 from natdeploy.space.space import mid_channels
 from natdeploy.supernet.layers import PADDINGS
 from natdeploy.supernet.subnet import Subnet
 from natdeploy.supernet.weights.files import WeightFile, read_file
-from natdeploy.supernet.weights.formats import FORMATS, Format, layers, recognise
+from natdeploy.supernet.weights.formats import FORMATS, OURS, Format, layers, recognise
+from natdeploy.supernet.weights.head import HEAD, StatedHead
 from natdeploy.supernet.weights.seed import SUPERNET, Seed, without_counters
 
 
@@ -28,14 +29,15 @@ def read_seed(path: Path, space: SearchSpace | None = None) -> Seed:
 
     Args:
         path: .safetensors, .pth or .pt; or a name such as `MobileNet_V3_Large_Weights.IMAGENET1K_V2`.
-        space: that it must be a network of; by default the one that the file states, or the shipped one of its format.
+        space: that it must be a network of, apart from a dense head, which the file states if it has one; by default the space
+            that the file states, or the shipped one of its format.
 
     Raises:
         WeightsError: the file cannot be read, or holds another network; names the tensors that do not fit.
     """
     file = read_file(path)
     state = {name: tensor.float() for name, tensor in without_counters(file.tensors).items()}
-    format_ = recognise(state)
+    format_ = OURS if HEAD in file.metadata else recognise(state)  # a head may have more tensors than all stages
     if format_ is None:
         raise WeightsError(
             f"{path} holds no network of a kind that is known ({', '.join(each.name for each in FORMATS)}); "
@@ -53,7 +55,15 @@ def read_seed(path: Path, space: SearchSpace | None = None) -> Seed:
                 raise WeightsError(
                     f"{path} is not a network of space {space.name} but one as of {name}: it has {theirs}, not {ours}"
                 )
-    return _Reader(path, file, format_, state, space).read()
+    return _Reader(path, file, format_, state, plain_space(space), _stated_head(path, file)).read()
+
+
+def _stated_head(path: Path, file: WeightFile) -> StatedHead | None:
+    text = file.metadata.get(HEAD)
+    try:
+        return None if text is None else StatedHead.parse(text)
+    except UsageError as error:
+        raise WeightsError(f"{path} states a dense head that cannot be read: {error}") from error
 
 
 def _unseen(space: SearchSpace) -> tuple[str, ...]:
@@ -98,6 +108,7 @@ class _Reader:
     format: Format
     state: Mapping[str, Tensor]
     space: SearchSpace
+    head: StatedHead | None
 
     def read(self) -> Seed:
         inside = layers(self.format, self.state)
@@ -121,7 +132,7 @@ class _Reader:
         shared = self.file.metadata.get("holds") == SUPERNET or any(
             ".transforms." in ours and theirs in self.state for ours, theirs in names.items()
         )
-        own = space.restrict(widths=(width,))
+        own = self._with_head(space.restrict(widths=(width,)))
         if shared and arch != replace(_largest(own), resolution=arch.resolution):
             raise WeightsError(
                 f"{self.path} holds weights that architectures share, but not those of the largest one of {space.name}"
@@ -149,6 +160,12 @@ class _Reader:
         except UsageError as error:
             raise WeightsError(f"{self.path} states an architecture that cannot be read: {error}") from error
 
+    def _with_head(self, space: SearchSpace) -> SearchSpace:
+        try:
+            return space if self.head is None else self.head.on(space)
+        except UsageError as error:
+            raise WeightsError(f"{self.path} states a dense head that does not fit space {space.name}: {error}") from error
+
     def _norm_eps(self) -> float:
         stated = self.file.metadata.get("norm_eps")
         try:
@@ -162,8 +179,8 @@ class _Reader:
     # ---- what the tensors say
 
     def _shapes(self, inside: Mapping[Numbers, Mapping[str, str]], outside: Mapping[str, str]) -> dict[Numbers, _Shape]:
-        """Of every layer. Stem, head and the convolutions of all layers must be there."""
-        names = [outside["stem.conv.weight"], outside["head.conv.weight"]]
+        """Of every layer. Stem, head and the convolutions of all layers must be there; a dense head has tensors of its own."""
+        names = [outside["stem.conv.weight"], *([outside["head.conv.weight"]] if self.head is None else [])]
         for layer in inside.values():
             names += [name for ours, name in layer.items() if ours == "expand.conv.weight" and name in self.state]
             names += [layer["depthwise.conv.weight"], layer["project.conv.weight"]]
@@ -188,14 +205,13 @@ class _Reader:
         self, shapes: Mapping[Numbers, _Shape], outside: Mapping[str, str], claim: Arch | None
     ) -> tuple[Division, SearchSpace, float]:
         """Which layers are whose stages', and the space and width that have their channels."""
-        ends = [len(self.state[outside[f"{name}.conv.weight"]]) for name in ("stem", "head")]
-        linear = self.state.get(outside.get("mix.linear.weight", ""))
-        mix = 0 if linear is None else linear.shape[:1].numel()
+        stem = len(self.state[outside["stem.conv.weight"]])
+        behind = self._behind(outside)
         widths = _widths(self.space) if claim is None else [claim.width]
         fitting = [
             width
             for width in widths
-            if [*ends, mix] == [self.space.stem_out(width), self.space.head_out(width), self.space.mix_out(width)]
+            if stem == self.space.stem_out(width) and behind in (None, (self.space.head_out(width), self.space.mix_out(width)))
         ]
         if self.format.counts == ("layer",):
             if not fitting:
@@ -209,9 +225,17 @@ class _Reader:
             if outs == [self.space.stage_out(number, width) for number in range(len(outs))]:
                 return division, self.space, width
         try:
-            return division, self.space.with_channels(ends[0], outs, ends[1], mix), 1.0
+            head, mix = behind or (self.space.head_out(1.0), self.space.mix_out(1.0))
+            return division, self.space.with_channels(stem, outs, head, mix), 1.0
         except UsageError as error:
             raise WeightsError(f"{self.path} is not a network of space {self.space.name}: {error}") from error
+
+    def _behind(self, outside: Mapping[str, str]) -> tuple[int, int] | None:
+        """Channels of the last convolution and of the linear layer behind the pooling; None where a dense head is instead."""
+        if self.head is not None:
+            return None
+        linear = self.state.get(outside.get("mix.linear.weight", ""))
+        return len(self.state[outside["head.conv.weight"]]), 0 if linear is None else linear.shape[:1].numel()
 
     def _stated_division(self, shapes: Mapping[Numbers, _Shape]) -> Division:
         """The stages of layers whose names tell them."""
@@ -267,16 +291,16 @@ class _Reader:
     # ---- every tensor in its place
 
     def _state(self, names: Mapping[str, str], space: SearchSpace, arch: Arch, *, shared: bool) -> tuple[dict[str, Tensor], int]:
-        """Our names -> tensors, and the classes of the classifier."""
+        """Our names -> tensors, and the classes of the classifier, or of a dense head."""
         weight = self.state.get(names["classifier.weight"])
-        classes = 0 if weight is None else weight.shape[:1].numel()
+        classes = self.head.classes if self.head is not None else 0 if weight is None else weight.shape[:1].numel()
         transforms = any(".transforms." in ours and theirs in self.state for ours, theirs in names.items())
         with torch.device("meta"):
             subnet = Subnet(space, arch, max(classes, 1))
         expected = {name: tensor.shape for name, tensor in without_counters(subnet.state_dict()).items()}
         if shared and transforms:
             expected |= _transform_shapes(space)
-        if weight is None:
+        if not classes:
             expected = {name: shape for name, shape in expected.items() if not name.startswith("classifier.")}
         theirs = {ours: names.get(ours, ours) for ours in expected}
         found = {

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from natdeploy.errors import WeightsError
 from natdeploy.space import Arch, SearchSpace
 from natdeploy.supernet.layers import Padding
 from natdeploy.supernet.subnet import Subnet
 from natdeploy.supernet.weights.files import write_file
 from natdeploy.supernet.weights.formats import COUNTER
+from natdeploy.supernet.weights.head import HEAD, StatedHead
 
 SUPERNET = "supernet"
 """Metadata `holds` of files in which every architecture of a space shares the weights."""
@@ -26,8 +26,8 @@ class Seed:
 
     Attributes:
         arch: what it is; its resolution is what the file states, else 224 px, or the nearest to it in the space.
-        space: that it is an architecture of, with the seed's own channels.
-        classes: outputs of its classifier; 0 where it has none.
+        space: that it is an architecture of, with the seed's own channels, and its dense head if it has one.
+        classes: outputs of its classifier or dense head; 0 where it has none.
         state: name in a `Subnet` of the architecture -> tensor, fp32, without counters of batches.
         norm_eps: added to the variance of batch normalisation.
         padding: of its convolutions of stride 2, None where the file does not say.
@@ -60,26 +60,25 @@ class Seed:
 def write_seed(subnet: Subnet, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Writes a subnet's weights as safetensors under our own names; `read_seed` gives them back.
 
-    The file states space, architecture, padding and epsilon itself; `metadata` adds to that, for example how images are normalised.
+    The file states space, architecture, dense head, padding and epsilon itself; `metadata` adds to that, for example how images are
+    normalised.
 
     Raises:
-        WeightsError: the subnet has a dense head.
         NatdeployError: the file cannot be written.
     """
-    require_classifier(dense=subnet.dense)
-    known = stated(subnet.space, subnet.padding, subnet.norm_eps) | {"arch": str(subnet.arch)}
+    known = stated(subnet.space, subnet.classes, subnet.padding, subnet.norm_eps) | {"arch": str(subnet.arch)}
     write_file(path, without_counters(subnet.state_dict()), {**(metadata or {}), **known})
 
 
-def stated(space: SearchSpace, padding: Padding, norm_eps: float) -> dict[str, str]:
+def stated(space: SearchSpace, classes: int, padding: Padding, norm_eps: float) -> dict[str, str]:
     """What our own files say about themselves; channels are read from the tensors."""
-    return {"space": re.sub(r"_c\d+(_\d+){2,}$", "", space.name), "padding": padding, "norm_eps": f"{norm_eps:g}"}
-
-
-def require_classifier(*, dense: bool) -> None:
-    """Our files say nothing of dense heads and output strides yet, so what they hold would be read as something else."""
-    if dense:
-        raise WeightsError("a network with a dense head cannot be written to a file of weights yet; keep its state_dict")
+    head = StatedHead.of(space, classes)
+    return {
+        "space": re.sub(r"_c\d+(_\d+){2,}$", "", space.name),
+        "padding": padding,
+        "norm_eps": f"{norm_eps:g}",
+        **({} if head is None else {HEAD: head.model_dump_json()}),
+    }
 
 
 def without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,20 +13,18 @@ from natdeploy.supernet.layers import Padding
 from natdeploy.supernet.network import Supernet
 from natdeploy.supernet.weights.files import write_file
 from natdeploy.supernet.weights.reader import read_seed
-from natdeploy.supernet.weights.seed import SUPERNET, Seed, require_classifier, stated, without_counters
+from natdeploy.supernet.weights.seed import SUPERNET, Seed, stated, without_counters
 
 
 def save_supernet(supernet: Supernet, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Writes a supernet as safetensors; `load_supernet` and `read_seed` give it back.
 
-    The file states space, width, padding and epsilon itself; `metadata` adds to that, for example how images are normalised.
+    The file states space, dense head, padding and epsilon itself; `metadata` adds to that, for example how images are normalised.
 
     Raises:
-        WeightsError: the supernet has a dense head.
         NatdeployError: the file cannot be written.
     """
-    require_classifier(dense=supernet.dense)
-    known = stated(supernet.space, supernet.padding, supernet.norm_eps) | {"holds": SUPERNET}
+    known = stated(supernet.space, supernet.classes, supernet.padding, supernet.norm_eps) | {"holds": SUPERNET}
     write_file(path, without_counters(supernet.state_dict()), {**(metadata or {}), **known})
 
 
@@ -52,7 +50,8 @@ def supernet_of(seed: Seed) -> Supernet:
     """The supernet whose weights a seed holds."""
     assert seed.supernet
     padding = seed.padding or "symmetric"
-    return restore(seed.state, seed.space, width=seed.arch.width, padding=padding, norm_eps=seed.norm_eps)
+    classes = seed.classes if seed.space.dense else None
+    return restore(seed.state, seed.space, width=seed.arch.width, padding=padding, norm_eps=seed.norm_eps, classes=classes)
 
 
 def restore(
