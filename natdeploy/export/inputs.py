@@ -15,7 +15,7 @@ from natdeploy.export.facts import Preprocessing, TensorFacts
 InputKind = Literal["nchw", "nhwc", "image", "photo"]
 """`nchw` and `nhwc` want prepared floats, (1, 3, h, w) as torch has them or (1, h, w, 3); `image` wants the pixels themselves,
 bytes (1, h, w, 3), and scales and normalises them inside; `photo` wants the bytes of a photo, (1, height, width, 3), and cuts out
-its centre square and resizes it as well."""
+its middle, or warps the whole, and resizes it as well."""
 INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
 
 PhotoSize = tuple[int, int]

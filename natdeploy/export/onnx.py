@@ -11,6 +11,7 @@ import onnx.parser
 from onnx import helper, numpy_helper
 
 from natdeploy.export import photos
+from natdeploy.export.check import Array
 from natdeploy.export.facts import Preprocessing, TensorFacts
 
 _PREPARED = "prepared"
@@ -26,42 +27,52 @@ _FROM_BYTES = """prepare (uint8[1, {height}, {width}, 3] {name}) => (float[1, 3,
 
 _TRANSPOSE = "prepared = Transpose <perm = [0, 3, 1, 2]> ({at})"
 
-_FROM_PHOTO = """prepare (uint8[1, photo_height, photo_width, 3] {name}) => (float[1, 3, {size}, {size}] prepared) {{
+_FROM_PHOTO = """prepare (uint8[1, photo_height, photo_width, 3] {name}) => (float[1, 3, {height}, {width}] prepared) {{
     sides = Shape <start = 1, end = 3> ({name})
-    side = ReduceMin <keepdims = 1> (sides)
-    spare = Sub (sides, side)
+    {window}
+    spare = Sub (sides, extent)
     begin = Div (spare, two)
-    end = Add (begin, side)
-    square = Slice ({name}, begin, end, axes)
-
-    length = Cast <to = 1> (side)
-    pitch = Div (length, square_px)
-    reach = Max (pitch, one)
-    wanted_at = Mul (centres, pitch)
-    count = Squeeze (side)
-    place = Range (zero, count, step)
-    corner = Cast <to = 1> (place)
-    lies_at = Add (corner, half)
-    apart = Sub (lies_at, wanted_at)
-    distance = Abs (apart)
-    share = Div (distance, reach)
-    left = Sub (one, share)
-    triangle = Relu (left)
-    total = ReduceSum <keepdims = 1> (triangle, last)
-    first = Div (triangle, total)
-    taps = MatMul (second, first)
-
-    floats = Cast <to = 1> (square)
+    end = Add (begin, extent)
+    part = Slice ({name}, begin, end, axes)
+    tall, wide = Split <axis = 0> (extent, ones)
+    {rows}
+    {columns}
+    floats = Cast <to = 1> (part)
     lines = Reshape (floats, as_lines)
-    rows = MatMul (taps, lines)
-    points = Reshape (rows, as_points)
+    lower = MatMul (tall_taps, lines)
+    points = Reshape (lower, as_points)
     planes = Transpose <perm = [0, 3, 1, 2]> (points)
-    across = Transpose <perm = [1, 0]> (taps)
+    across = Transpose <perm = [1, 0]> (wide_taps)
     small = MatMul (planes, across)
     scaled = Mul (small, scale)
     prepared = Sub (scaled, shift)
 }}"""
 """The products of natdeploy.export.photos, whose weights are found from the photo's size."""
+
+_WHOLE = "extent = Identity (sides)"
+
+_MIDDLE = """others = Gather (sides, swapped)
+    crossed = Mul (others, cut)
+    reached = Div (crossed, cut_swapped)
+    inner = Min (sides, reached)
+    extent = Max (inner, least)"""
+
+_TAPS = """{side}_length = Cast <to = 1> ({side})
+    {side}_pitch = Div ({side}_length, {side}_cut)
+    {side}_reach = Max ({side}_pitch, one)
+    {side}_wanted_at = Mul ({side}_centres, {side}_pitch)
+    {side}_count = Squeeze ({side})
+    {side}_place = Range (zero, {side}_count, step)
+    {side}_corner = Cast <to = 1> ({side}_place)
+    {side}_lies_at = Add ({side}_corner, half)
+    {side}_apart = Sub ({side}_lies_at, {side}_wanted_at)
+    {side}_distance = Abs ({side}_apart)
+    {side}_share = Div ({side}_distance, {side}_reach)
+    {side}_left = Sub (one, {side}_share)
+    {side}_triangle = Relu ({side}_left)
+    {side}_total = ReduceSum <keepdims = 1> ({side}_triangle, last)
+    {side}_first = Div ({side}_triangle, {side}_total)
+    {side}_taps = MatMul ({side}_second, {side}_first)"""
 
 
 def finish(path: Path, input: TensorFacts, preprocessing: Preprocessing, texts: Mapping[str, str]) -> None:
@@ -86,26 +97,38 @@ def preparation(input: TensorFacts, preprocessing: Preprocessing) -> onnx.GraphP
     mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
     normalising = {"scale": (1 / (255 * std)).astype(np.float32), "shift": (mean / std).astype(np.float32)}
     if input.resized:
-        square, size = preprocessing.cut[0], height  # photos are resized to squares alone
-        text = _FROM_PHOTO.format(name=name, size=size)
-        constants = {
-            **{name: values.reshape(3, 1, 1) for name, values in normalising.items()},
-            **{name: np.array(value) for name, value in (("zero", 0), ("step", 1))},
-            **{name: np.array([value], np.float32) for name, value in (("one", 1), ("half", 0.5), ("square_px", square))},
-            **{name: np.array(values) for name, values in (("two", [2]), ("axes", [1, 2]), ("last", [1]))},
-            **{name: np.array(values) for name, values in (("as_lines", [1, 0, -1]), ("as_points", [1, size, -1, 3]))},
-            "centres": photos.centres(square)[:, None].astype(np.float32),
-            "second": photos.second_taps(preprocessing),
-        }
+        window = _WHOLE if preprocessing.whole else _MIDDLE
+        rows, columns = (_TAPS.format(side=side) for side in ("tall", "wide"))
+        text = _FROM_PHOTO.format(name=name, height=height, width=width, window=window, rows=rows, columns=columns)
+        constants = {name: values.reshape(3, 1, 1) for name, values in normalising.items()} | _of_photos(preprocessing)
     elif input.dtype == "uint8":
         text = _FROM_BYTES.format(name=name, height=height, width=width, transpose=_TRANSPOSE.format(at="normalised"))
-        constants = normalising
+        constants = dict(normalising)
     else:
         text = _FROM_FLOATS.format(name=name, height=height, width=width, transpose=_TRANSPOSE.format(at=name))
         constants = {}
     graph = onnx.parser.parse_graph(text)
     graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in constants.items())
     return graph
+
+
+def _of_photos(preprocessing: Preprocessing) -> dict[str, Array]:
+    """Constants of what resizes photos."""
+    cut, size = preprocessing.cut, preprocessing.size
+    whole_numbers = {"two": [2], "ones": [1, 1], "axes": [1, 2], "last": [1]}
+    whole_numbers |= {"as_lines": [1, 0, -1], "as_points": [1, size[0], -1, 3]}
+    if not preprocessing.whole:
+        whole_numbers |= {"swapped": [1, 0], "cut": [*cut], "cut_swapped": [*cut[::-1]], "least": [1, 1]}
+    constants: dict[str, Array] = {name: np.array(values) for name, values in whole_numbers.items()}
+    constants |= {"zero": np.array(0), "step": np.array(1)}
+    constants |= {name: np.array([value], np.float32) for name, value in (("one", 1), ("half", 0.5))}
+    for side, old, new in zip(("tall", "wide"), cut, size, strict=True):
+        constants |= {
+            f"{side}_cut": np.array([old], np.float32),
+            f"{side}_centres": photos.centres(old)[:, None].astype(np.float32),
+            f"{side}_second": photos.second_taps(old, new),
+        }
+    return constants
 
 
 def _take(graph: onnx.GraphProto, before: onnx.GraphProto) -> None:

@@ -1,4 +1,4 @@
-"""Photos of any size as a network's input: the centre square, resized as the training images were, in numbers and in torch.
+"""Photos of any size as a network's input: their middle or the whole, resized as the training images were, in numbers and in torch.
 
 Bilinear resizing with antialiasing is a product with one matrix for the rows and one for the columns. Files hold these products and
 not their runtimes' own resizing: ONNX Runtime's antialiased one is off by up to 9 grey levels of 255, OpenVINO's is slower, and
@@ -6,6 +6,8 @@ LiteRT's does not antialias (docs/export.md).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,36 +23,60 @@ from natdeploy.export.inputs import PhotoSize
 Floats = npt.NDArray[np.float64]
 
 
-def centre_square(height: int, width: int) -> tuple[int, int, int]:
-    """Top, left and side of the centre square of a photo, px; of two that are equally central the one nearer to the origin."""
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side
+@dataclass(frozen=True)
+class Window:
+    """The part of a photo that a network sees, px."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, photo: Array) -> Array:
+        """The part of a photo (height, width, 3)."""
+        return photo[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
-def fitted(photo: Array, size: PhotoSize | None) -> Array:
-    """A photo as an application hands it to a file that takes one size only: cut out and resized to that (height, width)."""
+def seen(size: PhotoSize, preprocessing: Preprocessing) -> Window:
+    """The part that is seen of a photo: the largest one of the shape of training images, rounded down; of two that are equally
+    central the one nearer to the origin. The whole photo where training images were warped.
+    """
+    height, width = size
+    if preprocessing.whole:
+        return Window(0, 0, height, width)
+    tall, wide = preprocessing.cut
+    inner = max(1, min(height, width * tall // wide)), max(1, min(width, height * wide // tall))
+    return Window((height - inner[0]) // 2, (width - inner[1]) // 2, *inner)
+
+
+def fitted(photo: Array, size: PhotoSize | None, preprocessing: Preprocessing) -> Array:
+    """A photo as an application hands it to a file that takes one size only: cut out, or warped, and resized to that (height,
+    width).
+    """
     if size is None or photo.shape[:2] == size:
         return photo
-    return np.array(ImageOps.fit(Image.fromarray(photo), size[::-1], Image.Resampling.BILINEAR))
+    image = Image.fromarray(photo)
+    if preprocessing.whole:
+        return np.array(image.resize(size[::-1], Image.Resampling.BILINEAR))
+    return np.array(ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR))
 
 
 def prepared(photo: Array, preprocessing: Preprocessing) -> Tensor:
-    """What torch makes of a photo (height, width, 3) of bytes for the network, (3, r, r) fp32.
+    """What torch makes of a photo (height, width, 3) of bytes for the network, (3, h, w) fp32.
 
     In one thing it is not what training saw: nothing is rounded to bytes on the way.
     """
-    top, left, side = centre_square(*photo.shape[:2])
-    square = torch.from_numpy(np.ascontiguousarray(photo[top : top + side, left : left + side])).permute(2, 0, 1)[None].float()
+    part = seen((photo.shape[0], photo.shape[1]), preprocessing).of(photo)
+    image = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None].float()
     for size in (preprocessing.cut, preprocessing.size):
-        square = interpolate(square, size=size, mode="bilinear", antialias=True)
+        image = interpolate(image, size=size, mode="bilinear", antialias=True)
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (preprocessing.mean, preprocessing.std))
-    return (square[0] / 255 - mean) / std
+    return (image[0] / 255 - mean) / std
 
 
-def taps(side: int, preprocessing: Preprocessing) -> Array:
-    """What rows of the input are made of, (r, side) fp32: weights of the rows of a centre square of that side."""
-    first = _taps(side, preprocessing.cut[0])
-    return (_taps(preprocessing.cut[0], preprocessing.size[0]) @ first).astype(np.float32)
+def taps(side: int, cut: int, size: int) -> Array:
+    """What lines of the input are made of, (size, side) fp32: weights of so many lines of a photo, by way of `cut` lines."""
+    return (_taps(cut, size) @ _taps(side, cut)).astype(np.float32)
 
 
 def centres(size: int) -> Floats:
@@ -67,6 +93,6 @@ def _taps(old: int, new: int) -> Floats:
     return found
 
 
-def second_taps(preprocessing: Preprocessing) -> Array:
-    """The later of the two steps alone, (r, square) fp32: it does not depend on the photo."""
-    return _taps(preprocessing.cut[0], preprocessing.size[0]).astype(np.float32)
+def second_taps(cut: int, size: int) -> Array:
+    """The later of the two steps alone, (size, cut) fp32: it does not depend on the photo."""
+    return _taps(cut, size).astype(np.float32)

@@ -156,9 +156,14 @@ def script(file: ModelFile, description: Description) -> str:
 def _prepare(file: ModelFile, preprocessing: Preprocessing) -> str:
     """What is left to do to a photo for the file's input."""
     if file.input.resized:
-        size = file.input.photo_size
-        fitted = "photo" if size is None else f"ImageOps.fit(photo, ({size[1]}, {size[0]}), Image.Resampling.BILINEAR)"
-        return f"x = np.asarray({fitted})[None]"
+        lines = []
+        if (size := file.input.photo_size) is not None:
+            how = "photo.resize(" if preprocessing.whole else "ImageOps.fit(photo, "
+            lines.append(f"photo = {how}{size[::-1]}, Image.Resampling.BILINEAR)")
+        lines.append("x = np.asarray(photo)[None]")
+        if preprocessing.cut_px is not None:  # what is drawn onto is what the network has seen
+            lines += ['cut = facts["preprocessing"]["cut_px"]', "photo = ImageOps.fit(photo, cut[::-1], Image.Resampling.BILINEAR)"]
+        return "\n".join(lines)
     lines = [_WHOLE if preprocessing.whole else _RESIZED if preprocessing.cut_px is None else _RECTANGULAR]
     if file.input.dtype == "float32":
         lines.append(_NORMALISED)

@@ -13,7 +13,7 @@ from natdeploy.errors import NatdeployError
 from natdeploy.export import tflite_metadata
 from natdeploy.export.check import Array
 from natdeploy.export.facts import Preprocessing, TensorFacts
-from natdeploy.export.photos import centre_square, taps
+from natdeploy.export.photos import seen, taps
 from natdeploy.runtimes.ort import OUTPUT
 from natdeploy.runtimes.tflite_writer import Bytes, pack, unpack
 
@@ -163,21 +163,25 @@ class _Before:
         self.operators.append(made)
 
     def resized(self, image: int, preprocessing: Preprocessing) -> int:
-        """The centre square of a photo of bytes, resized: floats (1, r, r, 3).
+        """The part of a photo of bytes that is seen, resized: floats (1, h, w, 3).
 
         The products of natdeploy.export.photos, as fully connected layers, which have the weights of this one size of photos. They
         work on the last axis, so that the columns come to lie there first and the rows after them.
         """
-        size, _ = preprocessing.size
-        top, left, side = centre_square(*self._model.subgraphs[0].tensors[image].shape[1:3])
-        begin, extent = (self.constant(np.array(each, np.int32)) for each in ([0, top, left, 0], [1, side, side, 3]))
-        square = self.made("SLICE", [image, begin, extent], [1, side, side, 3])
-        weights = self.constant(taps(side, preprocessing))
-        columns = self.made("CAST", [self._reordered(square, (0, 1, 3, 2), [1, side, 3, side])], [1, side, 3, side])
-        narrow = self.made("FULLY_CONNECTED", [columns, weights, -1], [1, side, 3, size], keepNumDims=True)
-        rows = self._reordered(narrow, (0, 3, 2, 1), [1, size, 3, side])
-        small = self.made("FULLY_CONNECTED", [rows, weights, -1], [1, size, 3, size], keepNumDims=True)
-        return self._reordered(small, (0, 3, 1, 2), [1, size, size, 3])
+        height, width = preprocessing.size
+        _, photo_height, photo_width, _ = self._model.subgraphs[0].tensors[image].shape
+        window = seen((photo_height, photo_width), preprocessing)
+        tall, wide = window.height, window.width
+        begin, extent = (self.constant(np.array(each, np.int32)) for each in ([0, window.top, window.left, 0], [1, tall, wide, 3]))
+        part = self.made("SLICE", [image, begin, extent], [1, tall, wide, 3])
+        down, across = (
+            self.constant(taps(*sides)) for sides in ((tall, preprocessing.cut[0], height), (wide, preprocessing.cut[1], width))
+        )
+        columns = self.made("CAST", [self._reordered(part, (0, 1, 3, 2), [1, tall, 3, wide])], [1, tall, 3, wide])
+        narrow = self.made("FULLY_CONNECTED", [columns, across, -1], [1, tall, 3, width], keepNumDims=True)
+        rows = self._reordered(narrow, (0, 3, 2, 1), [1, width, 3, tall])
+        small = self.made("FULLY_CONNECTED", [rows, down, -1], [1, width, 3, height], keepNumDims=True)
+        return self._reordered(small, (0, 3, 1, 2), [1, height, width, 3])
 
     def _reordered(self, x: int, order: tuple[int, ...], shape: list[int]) -> int:
         return self.made("TRANSPOSE", [x, self.constant(np.array(order, np.int32))], shape)

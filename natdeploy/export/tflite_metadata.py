@@ -94,9 +94,12 @@ def with_labels(content: bytes, texts: Mapping[str, str]) -> bytes:
 def _told(input: TensorFacts, preprocessing: Preprocessing) -> str:
     """What goes in, in words."""
     height, width = preprocessing.size
-    part = "square" if preprocessing.cut_px is None else f"part, {preprocessing.cut[1]}x{preprocessing.cut[0]},"
+    shape = f"{preprocessing.cut[1]}x{preprocessing.cut[0]}"
     if input.resized:
-        return "An upright RGB photo; its centre square is cut out and resized in the file."
+        part = "square" if preprocessing.cut_px is None else f"part of the shape {shape}"
+        done = "the whole of it is" if preprocessing.whole else f"its centre {part} is cut out and"
+        return f"An upright RGB photo; {done} resized in the file."
+    part = "square" if preprocessing.cut_px is None else f"part, {shape},"
     taken = "The whole" if preprocessing.whole else f"The centre {part}"
     square = f"{taken} of an upright RGB photo, resized to {width}x{height} (bilinear, antialiased)"
     if input.dtype == "uint8":

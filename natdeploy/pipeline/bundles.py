@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ from natdeploy.runtimes import ort
 from natdeploy.space import Arch
 from natdeploy.store import FileRecord
 from natdeploy.supernet import Subnet
-from natdeploy.tasks import Classification, SplitName, Task
+from natdeploy.tasks import SplitName, Task
 from natdeploy.training.judge import BATCH, verdict_of
 
 MAX_DROP = 1.0
@@ -139,9 +139,6 @@ class Bundle:
         wanted: of the files.
         progress: is told what is refused, and what else to know.
         latencies: what is known of a net whose folder is new.
-
-    Raises:
-        UsageError: files of the net's task do not take what is wanted.
     """
 
     def __init__(
@@ -156,8 +153,6 @@ class Bundle:
         labelled: bool = True,
         latencies: tuple[Latency, ...] = (),
     ) -> None:
-        if wanted.input == "photo" and description.task != "classification":
-            raise UsageError(f"files of {description.task} do not resize photos; choose another --input, such as image")
         self._folder, self._description, self._load, self._task = folder, description, subnet, task
         self._wanted, self._progress, self._labelled = wanted, progress, labelled
         self._resolution, self._size = Arch.parse(description.arch).resolution, description.preprocessing.size
@@ -216,19 +211,19 @@ class Bundle:
         """Images as the network takes them."""
         return self._noise if self._task is None else self._task.batches(split, self._resolution, BATCH)
 
-    def _photos(self, split: SplitName, size: PhotoSize | None) -> Iterator[tuple[list[Array], Tensor]]:
+    def _photos(self, split: SplitName, size: PhotoSize | None) -> Iterator[tuple[list[Array], Any]]:
         """The same images as photos (height, width, 3) of bytes, as they are or, where there is one size for all, fitted to it."""
-        assert isinstance(self._task, Classification | None), "refused before"
-        photos = self._noise_photos() if self._task is None else self._task.whole(split)
-        while some := list(islice(photos, BATCH)):
-            yield [fitted(photo, size) for photo, _ in some], torch.tensor([label for _, label in some])
+        how = self._description.preprocessing
+        for photos, targets in self._noise_photos if self._task is None else self._task.whole(split, BATCH):
+            yield [fitted(photo, size, how) for photo in photos], targets
 
-    def _noise_photos(self) -> Iterator[tuple[Array, int]]:
+    @cached_property
+    def _noise_photos(self) -> list[tuple[list[Array], Tensor]]:
         """Pixels of chance in all shapes, and labels that mean nothing."""
         rng = np.random.default_rng(0)
-        for _ in range(NOISE_IMAGES):
-            height, width = rng.integers(self._resolution // 2, 3 * self._resolution, 2)
-            yield rng.integers(0, 256, (height, width, 3), dtype=np.uint8), 0
+        shapes = rng.integers(self._resolution // 2, 3 * self._resolution, (NOISE_IMAGES, 2))
+        photos: list[Array] = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in shapes]
+        return [(photos, torch.zeros(NOISE_IMAGES, dtype=torch.int64))]
 
     @cached_property
     def _noise(self) -> list[Batch]:

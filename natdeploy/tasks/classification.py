@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -179,15 +180,15 @@ class Classification:
                     self._resized[key] = known
             yield normalise(known[0], self._mean, self._std), self._labels(known[1])
 
-    def whole(self, split: SplitName) -> Iterator[tuple[Bytes, int]]:
-        """The images of a split as they are, (height, width, 3) RGB, each with its label, in the order of `batches`.
+    def whole(self, split: SplitName, batch_size: int) -> Iterator[tuple[list[Bytes], Tensor]]:
+        """The images of a split as they are, (height, width, 3) RGB, with their labels, in the order of `batches`.
 
         Damaged ones are left out there and here.
         """
-        for index in self._indices[split]:
-            image = read_whole(self.pixels.source, int(index))
-            if not isinstance(image, str):
-                yield image, int(self.pixels.labels[index])
+        read = ((read_whole(self.pixels.source, int(index)), index) for index in self._indices[split])
+        known = ((image, int(self.pixels.labels[index])) for image, index in read if not isinstance(image, str))
+        while some := list(islice(known, batch_size)):
+            yield [image for image, _ in some], torch.tensor([label for _, label in some])
 
     def _part(self, split: SplitName, limit: int | None) -> Indices:
         indices = self._indices[split]

@@ -16,10 +16,11 @@ from natdeploy.space.detectors import DetectorKind
 from natdeploy.supernet.detectors import Decode, select
 from natdeploy.tasks.augment import Floats, Range, Views, jitter, log_uniform, normalise, resize
 from natdeploy.tasks.boxes import Boxed
-from natdeploy.tasks.data import Indices, Splits, evenly
+from natdeploy.tasks.data import Bytes, Indices, Splits, evenly
 from natdeploy.tasks.detection_loss import detection_loss
 from natdeploy.tasks.epochs import Epochs
 from natdeploy.tasks.mean_ap import Found, mean_precision
+from natdeploy.tasks.pixels import read_rgb
 from natdeploy.tasks.segmentation import window
 from natdeploy.tasks.task import METRICS, SplitName, TaskName
 
@@ -177,6 +178,17 @@ class Detection:
             index = indices[start : start + batch_size]
             images = resize(self.data.images[torch.from_numpy(index)], resolution).to(self.device)
             yield normalise(images, self._mean, self._std), [self.data.targets[place].to(self.device) for place in index.tolist()]
+
+    def whole(self, split: SplitName, batch_size: int) -> Iterator[tuple[list[Bytes], list[Tensor]]]:
+        """The same images as their files have them, (height, width, 3) RGB, and what each shows, as shares of its sides.
+
+        Raises:
+            DataError: a file cannot be read any more.
+        """
+        indices, source = self._indices[split], self.data.source
+        for start in range(0, len(indices), batch_size):
+            places = indices[start : start + batch_size].tolist()
+            yield [read_rgb(source.root / source.images[place]) for place in places], [self.data.targets[place] for place in places]
 
     def _part(self, split: SplitName, limit: int | None) -> Indices:
         indices = self._indices[split]

@@ -259,6 +259,19 @@ def read_whole(images: ImageSet, index: int) -> Bytes | str:
     return image if isinstance(image, str) else np.array(image)
 
 
+def read_rgb(path: Path) -> Bytes:
+    """One image as its file has it, (height, width, 3) RGB: boxes and masks are about that, not about an upright one.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as file:
+            return np.array(file.convert("RGB"))
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
+        raise DataError(f"{path} cannot be read ({error}); leave the folder alone while it is used") from error
+
+
 def _opened(images: ImageSet, index: int, size: int | None) -> Image.Image | str:
     """One image, upright and RGB, or why it cannot be read; with a size, as little detail as a square of that size needs."""
     if images.arrays is not None:

@@ -15,10 +15,11 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from natdeploy.space import input_size
 from natdeploy.tasks.augment import Range, Views, jitter, log_uniform, normalise
-from natdeploy.tasks.data import Indices, Splits, evenly
+from natdeploy.tasks.data import Bytes, Indices, Splits, evenly
 from natdeploy.tasks.distill import distillation
 from natdeploy.tasks.epochs import Epochs
 from natdeploy.tasks.masks import IGNORE, Masked
+from natdeploy.tasks.pixels import read_rgb
 from natdeploy.tasks.task import METRICS, SplitName, TaskName
 
 BATCH_PIXELS = 2**20
@@ -162,12 +163,24 @@ class Segmentation:
 
         So networks of different resolutions are compared by the same pixels. Batches of large images are smaller than `batch_size`.
         """
-        indices = self._part(split, limit)
-        rows = min(batch_size, max(1, BATCH_PIXELS // prod(self.data.size)))
-        for start in range(0, len(indices), rows):
-            index = torch.from_numpy(indices[start : start + rows])
+        for part in self._parts(self._part(split, limit), batch_size):
+            index = torch.from_numpy(part)
             images = resize_images(self.data.images[index], self.input_size(resolution)).to(self.device)
             yield normalise(images, self._mean, self._std), self.data.masks[index].to(self.device).long()
+
+    def whole(self, split: SplitName, batch_size: int) -> Iterator[tuple[list[Bytes], Tensor]]:
+        """The same images as their files have them, (height, width, 3) RGB; labels at the data's own size.
+
+        Raises:
+            DataError: a file cannot be read any more.
+        """
+        source = self.data.source
+        for part in self._parts(self._indices[split], batch_size):
+            yield [read_rgb(source.root / source.images[place]) for place in part], self.data.masks[torch.from_numpy(part)].long()
+
+    def _parts(self, indices: Indices, batch_size: int) -> Iterator[Indices]:
+        rows = min(batch_size, max(1, BATCH_PIXELS // prod(self.data.size)))
+        return (indices[start : start + rows] for start in range(0, len(indices), rows))
 
     def _part(self, split: SplitName, limit: int | None) -> Indices:
         indices = self._indices[split]

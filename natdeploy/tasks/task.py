@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from natdeploy.tasks.data import Splits
+from natdeploy.tasks.data import Bytes, Splits
 
 TaskName = Literal["classification", "segmentation", "detection"]
 
@@ -89,6 +89,9 @@ class Task(Protocol):
         self, split: SplitName, resolution: int, batch_size: int, limit: int | None = None
     ) -> Iterator[tuple[Tensor, Targets]]:
         """Every image of a split once, as it is deployed, in a fixed order; with a limit, only a fixed part of so many."""
+
+    def whole(self, split: SplitName, batch_size: int) -> Iterator[tuple[list[Bytes], Targets]]:
+        """The same images as their files have them, (height, width, 3) RGB, in the same batches."""
 
     def loss(self, outputs: Tensor, targets: Targets) -> Tensor:
         """Mean loss () over a batch, of what a network answers."""

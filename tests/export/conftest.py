@@ -54,7 +54,6 @@ def describe() -> Callable[[Subnet], Description]:
     """What describes a subnet."""
 
     def make(subnet: Subnet) -> Description:
-        size = subnet.arch.resolution
         return Description(
             arch=str(subnet.arch),
             id=subnet.arch.id,
@@ -62,7 +61,7 @@ def describe() -> Callable[[Subnet], Description]:
             params=123_456,
             macs=7_000_000,
             labels=("colt’s foot", "<b>|rose|</b>", "1. *daisy*", "d", "e", "f", "g"),
-            preprocessing=Preprocessing(square_px=2 * size, size_px=size, mean=MEAN, std=STD),
+            preprocessing=preprocessing_of(subnet),
             seed="seed.safetensors",
             seed_sha256="0" * 64,
             versions={"natdeploy": "0.1.0"},
@@ -71,13 +70,22 @@ def describe() -> Callable[[Subnet], Description]:
     return make
 
 
+def preprocessing_of(subnet: Subnet) -> Preprocessing:
+    """From images of twice its size; the whole of them is warped for networks that find objects."""
+    height, width = subnet.input_shape[2:]
+    if height != width:
+        return Preprocessing(cut_px=(2 * height, 2 * width), input_px=(height, width), mean=MEAN, std=STD)
+    return Preprocessing(square_px=2 * height, size_px=height, mean=MEAN, std=STD, whole=bool(subnet.anchors))
+
+
 @pytest.fixture(scope="session")
 def pictures() -> Callable[[Subnet, int], tuple[torch.Tensor, torch.Tensor]]:
     """What makes n images of a subnet's size, as bytes (n, 3, r, r), and as the network takes them."""
 
     def make(subnet: Subnet, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        size = subnet.arch.resolution
-        pixels = torch.randint(0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+        pixels = torch.randint(
+            0, 256, (n, 3, *subnet.input_shape[2:]), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+        )
         mean, std = (torch.tensor(each)[:, None, None] for each in (MEAN, STD))
         return pixels, ((pixels / 255 - mean) / std).to(memory_format=torch.channels_last)
 

@@ -13,6 +13,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torch import nn
 
@@ -24,6 +26,7 @@ from natdeploy.export import (
     InputKind,
     Parity,
     PhotoSize,
+    Preprocessing,
     as_input,
     check_photos,
     check_precision,
@@ -36,9 +39,10 @@ from natdeploy.export import (
     sha256,
     write,
 )
+from natdeploy.export.photos import seen
 from natdeploy.export.tflite import read_texts
 from natdeploy.runtimes import ort, ov, tflite, tflite_writer
-from natdeploy.space import get_space
+from natdeploy.space import HeadSpec, SearchSpace, get_space
 from natdeploy.supernet import Padding, Subnet, Supernet
 from natdeploy.supernet.remap import remap
 from natdeploy.supernet.weights import read_seed
@@ -274,12 +278,24 @@ def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def seeing(what: str) -> SearchSpace:
+    """Networks that see the centre square of a photo, a rectangle, or the whole photo warped to a square."""
+    space = get_space("demo")
+    if what == "square":
+        return space
+    if what == "whole":
+        return replace(space, dense=HeadSpec("ssdlite", 16))
+    return replace(space, dense=HeadSpec("lraspp", 8), output_stride=4, aspect=1.5 if what == "wide" else 0.5)
+
+
 @EVERY
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("what", "precision"), [("square", "fp32"), ("square", "int8"), ("wide", "fp32"), ("tall", "fp32"), ("whole", "fp32")]
+)
 def test_photos_of_any_size_are_resized_as_torch_does(
-    make_subnet: Make, export: Callable[..., Path], describe: Describe, name: str, precision: str
+    *, make_subnet: Make, export: Callable[..., Path], describe: Describe, name: str, what: str, precision: str
 ) -> None:
-    subnet = make_subnet(1, "same")
+    subnet = make_subnet(1, "same", seeing(what))
     preprocessing, runtime = describe(subnet).preprocessing, FORMATS[name].runtime
     if FORMATS[name].photos == "none":
         with pytest.raises(UsageError, match=r"tensorrt takes no photos: .* choose another --input, such as image"):
@@ -287,7 +303,7 @@ def test_photos_of_any_size_are_resized_as_torch_does(
         return
     check_photos(FORMATS[name], (48, 64))
     path = export(subnet, name, precision, "nchw")
-    plain = runtime.load(path, (1, 3, *2 * (subnet.arch.resolution,)), 1, precision, runtime.DELEGATES[0])
+    plain = runtime.load(path, subnet.input_shape, 1, precision, runtime.DELEGATES[0])
     one = FORMATS[name].photos == "one"
     for size in PHOTOS:
         path = export(subnet, name, precision, "photo", size if one else None) if one or size == PHOTOS[0] else path
@@ -314,6 +330,20 @@ def test_a_photo_is_prepared_as_pillow_does_but_for_its_rounding(make_subnet: Ma
         assert np.abs(ours - pixels).max() < 2 or (size[0] - size[1]) % 2, (
             "of 255; where the middle falls between pixels, by half of one"
         )
+
+
+@given(photo=st.tuples(st.integers(1, 5000), st.integers(1, 5000)), cut=st.tuples(st.integers(1, 999), st.integers(1, 999)))
+def test_what_is_seen_of_a_photo_is_in_its_middle_and_of_the_shape_of_training_images(
+    photo: tuple[int, int], cut: tuple[int, int]
+) -> None:
+    part = seen(photo, Preprocessing(cut_px=cut, input_px=cut, mean=(0.0,) * 3, std=(1.0,) * 3))
+    (height, width), (tall, wide) = photo, cut
+    assert 1 <= part.height <= height and 1 <= part.width <= width
+    assert part.height == height or part.width == width, "it is as large as it can be"
+    assert abs(part.height * wide - part.width * tall) < max(wide, tall) or 1 in (part.height, part.width), "less than a pixel off"
+    assert 0 <= height - part.height - 2 * part.top <= 1 and 0 <= width - part.width - 2 * part.left <= 1
+    whole = seen(photo, Preprocessing(square_px=8, size_px=8, mean=(0.0,) * 3, std=(1.0,) * 3, whole=True))
+    assert (whole.top, whole.left, whole.height, whole.width) == (0, 0, height, width)
 
 
 @pytest.mark.parametrize(("text", "size"), [("480x640", (480, 640)), ("1x1", (1, 1))])

@@ -137,6 +137,20 @@ def test_files_are_judged_by_mean_precision_in_their_runtimes(
     assert "pipeline_tag: object-detection" in (found.out / "models" / net.id / "README.md").read_text()
 
 
+def test_files_that_take_photos_find_the_same(found: SearchConfig, photos: Path, tmp_path: Path) -> None:
+    formats = ["onnx", *(["openvino"] if importlib.util.find_spec("openvino") else [])]
+    tflite = ["tflite"] if importlib.util.find_spec("ai_edge_litert") else []
+    files = verb(
+        found.out, "best", [*formats, *tflite], ["fp32"], input="photo", photo_size=(48, 64) if tflite else None, max_drop=100
+    )
+    (net,) = [net for net in pipeline.nets(found.out) if (net.role, net.id) == ("front", files[0].id)]
+    for file in files:
+        assert file.refused is None and file.max_rel is not None and file.max_rel < 1e-4
+        assert file.test_accuracy == pytest.approx(net.test_accuracy, abs=0.1)
+    for name in formats:
+        draws_boxes(found, net, name, photos, tmp_path)
+
+
 def test_its_supernet_as_a_file_gives_the_same_files(found: SearchConfig, photos: Path, tmp_path: Path, notes: Any) -> None:
     path = tmp_path / "adapted.safetensors"
     assert pipeline.supernet_save(found.out, path).head == "ssdlite"

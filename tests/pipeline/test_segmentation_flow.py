@@ -134,8 +134,29 @@ def test_a_quantised_file_is_gated_by_mean_iou(dense_finished: SearchConfig, not
     (refused,) = verb(dense_finished.out, "fastest", ["onnx"], ["int8"], max_drop=0, progress=notes)
     lost = re.fullmatch(r"it loses .* points of validation mean IoU, and at most 0 may be lost; .*", refused.refused or "")
     assert lost or refused.validation_accuracy == pytest.approx(1), "nothing is lost where nothing can be"
-    with pytest.raises(UsageError, match="files of segmentation do not resize photos; choose another --input, such as image"):
-        verb(dense_finished.out, "best", ["onnx"], input="photo")
+
+
+def test_files_that_take_photos_are_judged_by_photos(dense_finished: SearchConfig, scenes: Path, tmp_path: Path) -> None:
+    formats = [name for name in FORMATS if installed(name) and FORMATS[name].photos != "none"]
+    size = (48, 96) if "tflite" in formats else None
+    files = verb(dense_finished.out, "best", formats, input="photo", photo_size=size, max_drop=100)
+    (net,) = [net for net in pipeline.nets(dense_finished.out) if (net.role, net.id) == ("front", files[0].id)]
+    made = [each for each in read_bundle(dense_finished.out / "models" / net.id).files if each.precision == "fp32"]
+    assert [each.format for each in made if each.input.resized] == formats
+    for file in files:
+        (told,) = [each for each in made if each.format == file.format]
+        assert file.refused is None and file.max_rel is not None and file.max_rel < 1e-4
+        assert told.input.resized and told.trained_agreement is not None and told.trained_agreement > 0.97
+        assert file.test_accuracy == pytest.approx(net.test_accuracy, abs=0.05), "photos are not rounded on the way"
+    for name in formats:
+        draws_the_mask(dense_finished, net, name, scenes, tmp_path)
+    # A photo of another shape: what is drawn is the part that was seen.
+    upright = tmp_path / "upright.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 50, 3), dtype=np.uint8)).save(upright)
+    command = [sys.executable, str(dense_finished.out / "models" / net.id / "segment_onnx.py"), str(upright)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "upright_mask.png").size == (64, 32)
 
 
 def draws_the_mask(config: SearchConfig, net: NetRecord, name: str, scenes: Path, folder: Path) -> None:

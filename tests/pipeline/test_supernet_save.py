@@ -80,7 +80,7 @@ def test_of_segmentation(dense_finished: SearchConfig, scenes: Path, tmp_path: P
     assert told.preprocessing.cut == (32, 64) and told.palette is not None and len(told.palette) == 2
     assert (tmp_path / "models" / net.id / "segment_onnx.py").is_file()
 
-    (file,) = pipeline.export_weights(path, tmp_path / "noise", net.arch)
+    (file,) = pipeline.export_weights(path, tmp_path / "noise", net.arch, input="photo")
     assert (file.test_accuracy, file.refused) == (None, None), "compared with torch on noise"
     assert read_bundle(tmp_path / "noise" / net.id).description.labels == ("ground", "thing"), "the file says them"
 
@@ -121,7 +121,6 @@ def test_what_cannot_be_done_is_said_in_a_sentence(dense_finished: SearchConfig,
             ["export", str(path), "--arch", arch, "--nms"],
             "there is nothing to suppress in answers of segmentation; leave out --nms",
         ),
-        (["export", str(path), "--arch", arch, "--input", "photo"], "files of segmentation do not resize photos"),
         (["export", str(dense_finished.out), "--config", "any.toml"], "are for files of weights; a run knows its own"),
     ]:
         shown = runner.invoke(app, [*arguments, *(["--out", str(tmp_path)] if "export" in arguments else [])])
