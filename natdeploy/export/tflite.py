@@ -63,24 +63,35 @@ def _take_channels_last(model: Any, path: Path) -> None:
 
     (graph,) = model.subgraphs
     (at,) = graph.inputs
-    before = []  # tensors that still have the input's axes
+    before: list[Any] = []  # tensors that still have the input's axes
+    padded: list[Any] = []  # operators that pad along them
     for operator in graph.operators:
         if operator.inputs[0] != at:
             continue
         before.append(graph.tensors[at])
         code = model.operatorCodes[operator.opcodeIndex].builtinCode
         if code == schema.BuiltinOperator.TRANSPOSE:
-            behind = graph.tensors[operator.outputs[0]]
+            order = _constant(model, operator.inputs[1])
             for each in before:
-                each.shape = list(behind.shape)
+                each.shape = [each.shape[axis] for axis in order]
+            for each in padded:  # the same constant may be another one's, too
+                around = _constant(model, each.inputs[1]).reshape(4, 2)[order]
+                each.inputs = [each.inputs[0], _Before(model).constant(around)]
             for other in graph.operators:
                 other.inputs = [at if place == operator.outputs[0] else place for place in other.inputs]
             graph.operators.remove(operator)
             return
-        if code != schema.BuiltinOperator.QUANTIZE:
+        if code == schema.BuiltinOperator.PAD:  # TensorFlow's, in front of the first convolution
+            padded.append(operator)
+        elif code != schema.BuiltinOperator.QUANTIZE:
             break
         (at,) = operator.outputs
     raise NatdeployError(f"{path.name} does not begin as natdeploy's own files do; export it with the input nchw")
+
+
+def _constant(model: Any, tensor: int) -> Array:
+    """The whole numbers of a constant."""
+    return np.frombuffer(bytes(model.buffers[model.subgraphs[0].tensors[tensor].buffer].data), np.int32)
 
 
 def _take_bytes(model: Any, input: TensorFacts, preprocessing: Preprocessing) -> None:

@@ -283,8 +283,8 @@ def seeing(what: str) -> SearchSpace:
     space = get_space("demo")
     if what == "square":
         return space
-    if what == "whole":
-        return replace(space, dense=HeadSpec("ssdlite", 16))
+    if what == "whole":  # an even input, which TensorFlow's padding makes larger on one side alone
+        return replace(space, resolutions=(32,), stem_stride=2, dense=HeadSpec("retinanet", 8))
     return replace(space, dense=HeadSpec("lraspp", 8), output_stride=4, aspect=1.5 if what == "wide" else 0.5)
 
 
