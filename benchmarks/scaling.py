@@ -1,6 +1,8 @@
 """What the parts of a search cost, and what a cluster takes off them: the table and the constants of docs/scaling.md.
 
-    python benchmarks/scaling.py [--rounds 3] [--workers 2] [--json scaling.json]
+    python benchmarks/scaling.py [--rounds 3] [--workers 2] [--ray-steps 8] [--json scaling.json]
+
+`--rounds 0` leaves out all but Ray.
 
 Steps, evaluations and checkpoints are computed on one thread and given in CPU seconds of it, which other programs on the machine
 disturb little; what involves Ray, in wall seconds, which they do disturb: only its ratios are worth reading on a busy machine.
@@ -51,7 +53,7 @@ EVALUATIONS = tuple(
     for resolution, images in ((96, 64), (96, 128), (96, 256), (128, 128), (192, 64))
 )
 """(width, resolution px, validation images)."""
-RAY_ARCHS, RAY_STEPS = 12, 8
+RAY_ARCHS = 12
 
 
 @dataclass(frozen=True)
@@ -112,13 +114,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--ray-steps", type=int, default=8, help="that are timed; more tell more")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    rows = single_process(options.rounds)
-    laws = [law(part, width, rows) for part in ("step", "evaluation") for width in WIDTHS]
-    ray_rows = on_ray(options.workers)
+    rows = single_process(options.rounds) if options.rounds else []
+    laws = [law(part, width, rows) for part in ("step", "evaluation") for width in WIDTHS if rows]
+    ray_rows = on_ray(options.workers, options.ray_steps)
     show(rows, laws, ray_rows, options.workers)
     if options.json:
         facts = {**host_facts(), "torch": torch.__version__, "load_1min": os.getloadavg()[0], "workers": options.workers}
@@ -246,7 +249,7 @@ def wall_seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def on_ray(workers: int) -> list[RayRow]:
+def on_ray(workers: int, steps: int) -> list[RayRow]:
     """A cluster of this machine: its start, judging, and training, with one worker and with several, warm where it can be."""
     task, here = task_of(128), InProcess()
     space = space_of(1.0)
@@ -261,7 +264,7 @@ def on_ray(workers: int) -> list[RayRow]:
             each = wall_seconds(partial(judging, engine, drawn, task))
             training(engine, task, workers, 1)
             one = wall_seconds(partial(training, engine, task, workers, 1))
-            several = wall_seconds(partial(training, engine, task, workers, 1 + RAY_STEPS))
+            several = wall_seconds(partial(training, engine, task, workers, 1 + steps))
         finally:
             engine.close()
         found.append([start, each, one, several - one])
@@ -269,9 +272,9 @@ def on_ray(workers: int) -> list[RayRow]:
         None,
         wall_seconds(lambda: judging(here, drawn, task)),
         None,
-        wall_seconds(lambda: training(here, task, workers, RAY_STEPS)),
+        wall_seconds(lambda: training(here, task, workers, steps)),
     ]
-    names = ("start", f"{RAY_ARCHS} evaluations", "stretch of one step", f"{RAY_STEPS} further steps")
+    names = ("start", f"{RAY_ARCHS} evaluations", "stretch of one step", f"{steps} further steps")
     return [RayRow(*row) for row in zip(names, own, *found, strict=True)]
 
 
