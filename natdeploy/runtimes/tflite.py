@@ -133,6 +133,12 @@ def convert(
 
 def _translate(module: torch.nn.Module, example: torch.Tensor, dynamic_size: bool) -> bytes:
     """A .tflite file of any module that torch.export and litert-torch take."""
+    import logging
+
+    # What the libraries below tell their own makers is not for whoever exports a network.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     import litert_torch
     import torch
 

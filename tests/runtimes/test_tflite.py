@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -260,3 +261,16 @@ def test_the_predecessor_serves_where_the_library_is_missing(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     assert tflite.version() == "tflite_runtime 2.14.0"
     assert tflite.details("fp32", "xnnpack")["runtime_version"] == "tflite_runtime 2.14.0"
+
+
+def test_a_foreign_module_is_converted_without_a_word(tmp_path: Path) -> None:
+    """What the converter's libraries say goes to no user; in a process of its own, for they say it once."""
+    pytest.importorskip("litert_torch", reason="litert-torch is not installed; pip install litert-torch", exc_type=ImportError)
+    program = (
+        "import sys, torch; from pathlib import Path; from natdeploy.runtimes import tflite; torch.set_num_threads(1);"
+        "tflite.convert(torch.nn.Tanh(), torch.zeros(1, 3, 4, 4), Path(sys.argv[1]), dynamic_size=False)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "net.tflite")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "net.tflite").is_file()
