@@ -52,7 +52,8 @@ class RichProgress:
         finally:
             self._bars.remove_task(bar)
         # Some tasks end before their total, because what is left would not help.
-        ROOT.info("%s: %d %s in %s", name, done, unit, duration(time.monotonic() - start))
+        units = unit.removesuffix("s") if done == 1 else unit
+        ROOT.info("%s: %d %s in %s", name, done, units, duration(time.monotonic() - start))
 
     def note(self, message: str) -> None:
         ROOT.info("%s", message)

@@ -32,6 +32,12 @@ def test_duration(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
 
 
+def test_one_is_not_many(capsys: pytest.CaptureFixture[str]) -> None:
+    with session() as progress, progress.task("exporting", 1, "files") as advance:
+        advance(1)
+    assert capsys.readouterr().err == "exporting: 1 file in 0.0 s\n"
+
+
 @pytest.mark.parametrize(
     ("flags", "shown"),
     [
