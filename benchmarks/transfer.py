@@ -7,6 +7,7 @@
   space, and then searched without any more training.
 - `random`: our loop with random architectures instead of those that surrogate and evolution propose.
 - `ours`: from the first seed.
+- `single`: from the first seed, for one network instead of a front.
 - `gradient`: FNA's way from the first seed, which ends with one network.
 - `ours, best seed`: from the seed whose frozen features tell validation images apart best (logistic regression); classification.
 
@@ -70,6 +71,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
         "nat": {"distribution": "uniform", "reevaluate": False},
     },
     "random": {"strategy": "random"},
+    "single": {"single": True},
     "gradient": {"strategy": "gradient"},
     "ours": {},
     "ours, best seed": {},

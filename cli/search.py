@@ -85,6 +85,9 @@ def search(
         typer.Option(help="How networks are chosen: evolution on a surrogate (NAT), by gradient (FNA), or by chance."),
     ] = "evolution",
     preset: Annotated[Preset, typer.Option(help="Settings to begin from: minutes, as published, or hours.")] = "quick",
+    single: Annotated[
+        bool, typer.Option("--single", help="Find one network, the most accurate that keeps the constraints, instead of a front.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run folder.", show_default="runs/ and the data folder's name")
     ] = None,

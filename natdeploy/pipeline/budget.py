@@ -14,6 +14,7 @@ from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.quantise import NATIVE
 from natdeploy.pipeline.setting import Setting
 from natdeploy.search import NatSettings
+from natdeploy.store import RunStore
 from natdeploy.supernet import Supernet
 from natdeploy.training.adapt import Adapter, Lesson
 from natdeploy.training.gradient import Chooser
@@ -47,6 +48,13 @@ QUANTISED_SECONDS = 6.0
 """Converting a few networks to one precision, and judging them there."""
 
 UNTIMED_STEPS, TIMED_STEPS, LAST_TIMED_STEPS = 2, 12, 40
+
+HALVING_SHARE = 0.5
+"""Of the last stretch, while networks are halved; the rest is for those that are left."""
+
+LOADING, PROFILING, FILES, TEST = "images and weights", "profiling", "judging files of the front", "test"
+BESIDE_THE_MINUTES = (LOADING, PROFILING, FILES, TEST)
+"""Parts of a run that its budget in minutes does not count."""
 
 LEAST_FINAL = 0.5
 """Of the last stretch as planned, what remains of it where the minutes are over: a machine that was disturbed."""
@@ -92,6 +100,11 @@ class Budget:
     def steps(self, version: int) -> int:
         """Training steps behind the weights of a version; version 0 is what the warm-up leaves."""
         return self.warmup_steps + version * self.round_steps
+
+    def halving_steps(self, number: int, halvings: int) -> int:
+        """Training steps before a halving, from 1 on."""
+        start = self.steps(self.nat.rounds)
+        return start + round(number / halvings * HALVING_SHARE * self.final_steps)
 
     def __str__(self) -> str:
         if self.choosing_seconds is not None:
@@ -272,3 +285,8 @@ def _step_seconds(
     start = time.perf_counter()
     adapter.run(UNTIMED_STEPS + timed_steps, lesson, lambda: None)
     return (time.perf_counter() - start) / timed_steps
+
+
+def spent_seconds(store: RunStore) -> float:
+    """What a run has spent of its minutes."""
+    return sum(seconds for part, seconds in store.seconds().items() if part.partition(":")[0] not in BESIDE_THE_MINUTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,25 +43,44 @@ def stand_out(nets: Sequence[NetRecord], config: SearchConfig) -> tuple[Choice, 
     return tuple(choose_net(nets, config, rule) for rule in (*RULES, *wishes))
 
 
-def take_few(values: Floats, noise: Floats, config: SearchConfig) -> Indices:
-    """Rows of nets that share the last stretch of a search, as many as its schedule says.
+def take_few(values: Floats, noise: Floats, config: SearchConfig, count: int) -> Indices:
+    """Rows of nets that go on learning, as the schedule of a search chooses them.
 
     Args:
         values: (n, objectives).
         noise: (n,), one standard error of each error.
         config: of the search.
+        count: of nets, at most.
     """
-    schedule, left = config.schedule, list(range(len(values)))
-    if schedule.final_choice == "spread":
-        return infill(values, values[:0], schedule.final_nets)
+    rule, left = config.schedule.final_choice, list(range(len(values)))
+    if rule == "spread":
+        return infill(values, values[:0], count)
     chosen: list[int] = []
-    while left and len(chosen) < schedule.final_nets:
-        if schedule.final_choice == "best":
+    while left and len(chosen) < count:
+        if rule == "best":
             index = _promising(values[left], noise[left], speed_column(config.objectives))
         else:
-            index = choose(values[left], config.objectives, [""] * len(left), schedule.final_choice).index
+            index = choose(values[left], config.objectives, [""] * len(left), rule).index
         chosen.append(left.pop(index))
     return np.array(chosen, dtype=np.int64)
+
+
+def take_of_each(values: Floats, inputs: Sequence[int], count: int) -> Indices:
+    """Rows of nets that begin to share a stretch of which only the end decides: the best of every size of input, then the second
+    best of each, and so on; of as good ones the better.
+
+    Args:
+        values: (n, objectives), the error first.
+        inputs: (n,), sizes of their input.
+        count: of nets, at most.
+    """
+    by_error = values[:, 0].argsort(kind="stable")
+    seen: Counter[int] = Counter()
+    places = np.zeros(len(values), dtype=np.int64)
+    for row in by_error:
+        places[row] = seen[inputs[row]]
+        seen[inputs[row]] += 1
+    return np.lexsort((values[:, 0], places))[:count]
 
 
 def _promising(values: Floats, noise: Floats, speed: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from natdeploy.hardware.device import Target, parse_target
-from natdeploy.pipeline.presets import GRADIENT, PRESETS, Preset, Strategy, merged, published, with_strategy
+from natdeploy.pipeline.presets import GRADIENT, PRESETS, SINGLE, Preset, Strategy, merged, published, with_strategy
 from natdeploy.search.nat import NatSettings
 from natdeploy.space import HEAD_KINDS, HeadKind, HeadSpec, SearchSpace
 from natdeploy.space.detectors import finds
@@ -33,6 +33,8 @@ class Schedule(BaseModel):
         final_choice: which of them, where there are more: `spread` along the front, or `knee`, `fastest` or `best` and those that
             would be it next. Best is the slowest of those whose error chance does not tell from the least.
         final_leaders: share of them, most accurate first, that lead the last stretch; the others are sampled only.
+        final_halvings: how often the better half of the networks that share it goes on alone, before those that are wanted do: it
+            begins with twice as many for every halving, of all input sizes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +45,7 @@ class Schedule(BaseModel):
     final_nets: int = Field(default=24, ge=1)
     final_choice: Literal["spread", "knee", "best", "fastest"] = "spread"
     final_leaders: float = Field(default=1.0, gt=0, le=1)
+    final_halvings: int = Field(default=0, ge=0, le=6)
 
     @model_validator(mode="after")
     def _leaves_rounds(self) -> Schedule:
@@ -158,6 +161,7 @@ class SearchConfig(BaseModel):
             marked. Further targets always need a table.
         strategy: how architectures are chosen (docs/search.md): `evolution`, `gradient` or `random`.
         preset: whose settings count where none is given (docs/search.md): `quick`, `paper` or `thorough`.
+        single: the search is for one network, the most accurate that keeps the constraints, and not for a front.
         prefer: aspiration levels such as `error=5%,latency=1ms`; the report names the net of the front that comes nearest.
         resolutions: of the input, px, those of them that the space has; all of its own by default.
         warm_start: folders of finished runs on the same space, whose archives teach the surrogate.
@@ -198,6 +202,7 @@ class SearchConfig(BaseModel):
     allow_estimate: bool = False
     strategy: Strategy = "evolution"
     preset: Preset = "quick"
+    single: bool = False
     prefer: str | None = None
     resolutions: tuple[int, ...] | None = None
     warm_start: tuple[Path, ...] = ()
@@ -235,7 +240,8 @@ class SearchConfig(BaseModel):
             given = {**given, "head": {"kind": kind, **(given.get("head") or {})}}
         known = name == "paper" and classified and not (by_gradient or data.is_dir())
         named = NAMED.get(str(data)) if known else None
-        return with_strategy(merged(preset if named is None else merged(preset, published(named.recipe)), given))
+        preset = preset if named is None else merged(preset, published(named.recipe))
+        return with_strategy(merged(merged(preset, SINGLE) if given.get("single") is True else preset, given))
 
     @model_validator(mode="after")
     def _head_of_task(self) -> SearchConfig:
@@ -254,6 +260,13 @@ class SearchConfig(BaseModel):
             raise ValueError(f'nat.propose = "{self.nat.propose}" contradicts strategy {self.strategy}; leave out one of them')
         if self.strategy == "gradient" and self.precisions:
             raise ValueError("strategy gradient chooses among architectures alone; leave out --precision, or take another strategy")
+        if self.single and self.strategy == "gradient":
+            raise ValueError("strategy gradient ends with one network by itself; leave out --single")
+        if self.schedule.final_halvings and (self.strategy == "gradient" or self.precisions):
+            raise ValueError(
+                "schedule.final_halvings compares architectures of a search that evaluates many, in one precision; leave it (or "
+                "--single, which sets it) out, or strategy gradient and --precision"
+            )
         return self
 
 

@@ -11,9 +11,11 @@ import torch
 
 from natdeploy.errors import UsageError
 from natdeploy.hardware.device import Target
+from natdeploy.pipeline.budget import spent_seconds
 from natdeploy.pipeline.choice import choose_net
 from natdeploy.pipeline.config import SearchConfig
-from natdeploy.pipeline.search import CHOOSING_SECONDS, STATISTICS, read_config, spent_seconds
+from natdeploy.pipeline.last_stretch import CHOOSING_SECONDS, STATISTICS
+from natdeploy.pipeline.search import read_config
 from natdeploy.pipeline.setting import stored_convention, stored_space
 from natdeploy.pipeline.train import CHECKPOINT, TUNED
 from natdeploy.search import parse_constraint

@@ -72,6 +72,11 @@ def published(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+SINGLE: Mapping[str, Any] = {
+    "schedule": {"warmup": 0.1, "final": 0.85, "final_nets": 1, "final_choice": "best", "final_halvings": 2},
+}
+"""Over a preset, of a search for one network: short, since what matters is how long that one is trained (docs/search.md)."""
+
 GRADIENT: Mapping[str, Mapping[str, Any]] = {
     # Steps of weights draw every architecture from the logits, and a run has the one that comes out.
     "quick": {

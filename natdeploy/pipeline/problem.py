@@ -69,6 +69,10 @@ class Problem:
         """Which architectures (n, arch_variables or more) keep the constraints, in one of the precisions."""
         return _keep(self.space, self.objectives, self.constraints, genotypes)
 
+    def macs(self, arch: Arch) -> float:
+        """Multiply-accumulates of one image."""
+        return float(self.objectives.cheap["macs"](self.space.encode(arch)[None])[0])
+
     def label(self, objective: str) -> str:
         """What to call an objective's values."""
         return label(objective, estimated=objective in self.estimated)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,53 +11,43 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 
 from natdeploy._version import __version__
 from natdeploy.distributed.engine import Engine, InProcess
-from natdeploy.errors import DamagedFileError, NatdeployError, UsageError
+from natdeploy.errors import DamagedFileError, UsageError
 from natdeploy.hardware.device import Target, host_facts
 from natdeploy.hardware.runtimes import get_runtime, installed_version
 from natdeploy.invalid import faults
 from natdeploy.latency.predictor import LatencyPredictor
 from natdeploy.logs import log_to
-from natdeploy.pipeline.budget import TUNED, Budget, settled
-from natdeploy.pipeline.choice import stand_out, take_few
+from natdeploy.pipeline.budget import LOADING, PROFILING, Budget
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.correct import FrontMeasurer
-from natdeploy.pipeline.evaluate import Evaluator, ranking_error, ranking_noise
+from natdeploy.pipeline.evaluate import Evaluator
 from natdeploy.pipeline.gradient import RESTARTED, Rounds, gradient_lesson, make_chooser, remapped_anew
 from natdeploy.pipeline.knowledge import read_knowledge, stored_knowledge
+from natdeploy.pipeline.last_stretch import LastStretch
 from natdeploy.pipeline.plan import find_or_measure, make_plan
 from natdeploy.pipeline.predictor import Predictor, load_predictor, save_predictor
 from natdeploy.pipeline.problem import LATENCY, Problem, first_archs, first_lesson, make_problem, requirements, within
-from natdeploy.pipeline.quantise import NATIVE, PrecisionLoss, judge_in_runtime
+from natdeploy.pipeline.quantise import PrecisionLoss
 from natdeploy.pipeline.setting import Setting, prepare
 from natdeploy.pipeline.train import Training
 from natdeploy.progress import Progress, Silent
 from natdeploy.search import Archive, Distribution, Objectives, RoundReport
 from natdeploy.search import search as nat_search
-from natdeploy.search.archive import Indices
-from natdeploy.space import Arch, Genotypes, get_space, space_toml
-from natdeploy.stopwatch import take, timed
-from natdeploy.store import Evaluation, NetRecord, RunStore
+from natdeploy.space import Arch, get_space, space_toml
+from natdeploy.stopwatch import take
+from natdeploy.store import RunStore
 from natdeploy.supernet import Subnet
-from natdeploy.tasks import Task
 from natdeploy.training.adapt import Adapter, Lesson
 from natdeploy.training.gradient import Chooser
-from natdeploy.training.judge import calibrated_subnet, judge
+from natdeploy.training.judge import calibrated_subnet
 from natdeploy.training.loop import TrainSettings
 
 LOG = "log.txt"
-LOADING, PROFILING, FILES, TEST = "images and weights", "profiling", "judging files of the front", "test"
-BESIDE_THE_MINUTES = (LOADING, PROFILING, FILES, TEST)
-"""Parts of a run that its budget in minutes does not count."""
-CHOOSING_SECONDS = "choosing_seconds"
-"""Fact of a run: what it had spent when its nets were chosen, in seconds."""
-STATISTICS = "statistics"
-"""BatchNorm statistics of the final nets; their weights are slices of the supernet's."""
 
 
 def search(config: SearchConfig, progress: Progress | None = None, engine: Engine | None = None) -> Path:
@@ -181,11 +170,6 @@ def _warn_of_changes(predictor: Predictor, target: Target, progress: Progress) -
         )
 
 
-def spent_seconds(store: RunStore) -> float:
-    """What a run has spent of its minutes."""
-    return sum(seconds for part, seconds in store.seconds().items() if part.partition(":")[0] not in BESIDE_THE_MINUTES)
-
-
 def read_config(store: RunStore) -> SearchConfig:
     """The configuration a run was made with.
 
@@ -247,7 +231,9 @@ class _Search:
         take()  # of what this process did before
         self.training.restore()
         self.training.train("warm-up", self.budget.steps(0), self._lesson())
-        self._finish(self._evolve() if self.training.chooser is None else self._descend(self.training.chooser))
+        archive = self._evolve() if self.training.chooser is None else self._descend(self.training.chooser)
+        loss = self._loss if self.problem.space.precisions else None
+        LastStretch(self.config, self.setting, self.problem, self.budget, self.training, self._evaluator, loss).run(archive)
 
     def _evolve(self) -> Archive:
         first = first_archs(self.setting, self.problem, self.budget.nat.initial, self.config.seed)
@@ -291,10 +277,7 @@ class _Search:
         """Objectives with what precisions cost some of the architectures with the weights of a version."""
         if not self.problem.space.precisions:
             return objectives
-        return replace(objectives, loss=self._loss.learn(sorted(set(archs), key=self._macs), version))
-
-    def _macs(self, arch: Arch) -> float:
-        return float(self.problem.objectives.cheap["macs"](self.problem.space.encode(arch)[None])[0])
+        return replace(objectives, loss=self._loss.learn(sorted(set(archs), key=self.problem.macs), version))
 
     def _correct(self, archive: Archive, number: int) -> Objectives | None:
         """The objectives once the front is measured on the target and, where precisions are searched, judged in them."""
@@ -341,148 +324,3 @@ class _Search:
         )
         if report.left:
             self.progress.note(f"left the front once it was measured: {', '.join(report.left)}")
-
-    def _finish(self, archive: Archive) -> None:
-        """Trains the front's nets alone, on all images but the test ones, then judges them on those, only here.
-
-        The front is chosen: validation and calibration images have done their work, and may be learned from as well. Nets that
-        chance may have thrown off it stay.
-        """
-        archs, chosen = archive.archs, self._chosen(archive)
-        front = list(dict.fromkeys(archs[row] for row in chosen))
-        by_error = list(dict.fromkeys(archs[row] for row in chosen[archive.values[chosen, 0].argsort(kind="stable")]))
-        task = self.setting.final_task()
-
-        def sample(count: int, rng: np.random.Generator) -> list[Arch]:
-            return [front[index] for index in rng.integers(len(front), size=count)]
-
-        records = [self._record("front", archive.genotypes[row], archive.objectives) for row in chosen]
-        baseline = self._record("baseline", self.problem.space.encode(self.problem.baseline), archive.objectives)
-        by_macs = [Arch.parse(record.arch) for record in sorted(records, key=lambda record: record.macs)]
-        leaders = by_error[: math.ceil(self.config.schedule.final_leaders * len(front))]
-        lesson = Lesson(task, leaders, sample, largest=by_macs[-1], smallest=by_macs[0])
-        self.training.train("training the front", self._total_steps(lesson), lesson)
-        tuned = self._tune(records, by_error[0], task) if self.budget.tune_steps else {}
-        self._judge([*records, baseline], tuned, task)
-        self.store.set("finished", True)
-
-    def _chosen(self, archive: Archive) -> Indices:
-        """Rows of the front, and those that chance may have thrown off it, fastest first, as many as share the last stretch.
-
-        All of them are judged on all images and in their precision; to leave the others out, what a part of the images and the
-        loss say is enough.
-        """
-        judged: set[int] = set()
-        while True:
-            noise = np.array(
-                [
-                    0.0 if failed else ranking_noise(self._evaluation(arch))
-                    for arch, failed in zip(archive.archs, archive.failed, strict=True)
-                ]
-            )
-            rows = archive.contenders(noise)
-            chosen = rows[np.sort(take_few(archive.values[rows], noise[rows], self.config))]
-            new = [row for row in chosen if row not in judged and self._provisional(archive.genotypes[row])]
-            if not new:
-                return chosen
-            self.store.add_seconds(take())
-            archive.judged(np.array(new), [ranking_error(each) for each in self._verdicts(archive.genotypes[new])])
-            self.store.add_seconds({FILES: sum(take().values())})
-            judged.update(new)
-
-    def _provisional(self, genotype: Genotypes) -> bool:
-        """Whether the archive's error of a network is of a part of the images, or goes by what its precision costs others."""
-        space = self.problem.space
-        return space.precision_of(genotype) not in (None, NATIVE) or not self._evaluation(space.decode(genotype)).whole
-
-    def _verdicts(self, genotypes: Genotypes) -> list[Evaluation]:
-        """The latest of networks (n, variables) on all images, each in its precision; files are of the last round's weights."""
-        space = self.problem.space
-        archs = space.decode_all(genotypes)
-        found: dict[tuple[Arch, str | None], Evaluation] = {}
-        for precision in dict.fromkeys(map(space.precision_of, genotypes)):
-            own = [arch for arch, genotype in zip(archs, genotypes, strict=True) if space.precision_of(genotype) == precision]
-            if precision is None or precision == NATIVE:
-                partial = [arch for arch in own if not self._evaluation(arch).whole]
-                self._evaluator(partial, self.budget.nat.rounds, True)
-                verdicts = [self._evaluation(arch) for arch in own]
-            else:
-                verdicts = self._loss.verdicts(own, precision, self.budget.nat.rounds)
-            found |= {(arch, precision): each for arch, each in zip(own, verdicts, strict=True)}
-        return [found[arch, space.precision_of(genotype)] for arch, genotype in zip(archs, genotypes, strict=True)]
-
-    def _total_steps(self, last: Lesson) -> int:
-        """Of the whole training; what the minutes leave for the last stretch is decided once, and stored."""
-        spent_s = spent_seconds(self.store)
-        if self.store.get(CHOOSING_SECONDS) is None:
-            self.store.set(CHOOSING_SECONDS, spent_s)
-        budget = settled(self.budget, self.config, self.setting, last, spent_s)
-        if budget != self.budget:
-            self.store.set("budget", budget.to_json())
-            self.progress.note(f"{budget.final_steps} steps with the front alone instead of {self.budget.final_steps}: so many fit")
-        self.training.adapter.trainer.total_steps = budget.total_steps
-        return budget.total_steps
-
-    def _tune(self, records: Sequence[NetRecord], teacher: Arch, task: Task) -> dict[str, Subnet]:
-        """The nets that stand out, each trained alone for a while, by the id of the architecture.
-
-        Whether that paid is told, and decides nothing: test images are looked at once.
-        """
-        ids = list(dict.fromkeys(pick.id for pick in stand_out(records, self.config)))[:TUNED]
-        wanted = dict.fromkeys(Arch.parse(record.arch) for record in records if record.id in ids)
-        tuned = {arch.id: self.training.tune(arch, teacher, task, self.budget.tune_steps) for arch in wanted}
-        return {name: subnet for name, subnet in tuned.items() if subnet is not None}
-
-    def _judge(self, nets: Sequence[NetRecord], tuned: Mapping[str, Subnet], task: Task) -> None:
-        """Judges the nets on the test images, and those that were tuned with their own weights as well."""
-        self.store.add_seconds(take())
-        statistics: dict[str, torch.Tensor] = {}
-        with self.progress.task("judging on test images", len(nets), "nets") as advance, timed("judging: other"):
-            for net in nets:
-                arch = Arch.parse(net.arch)
-                subnet = calibrated_subnet(self.training.averaged, arch, task)
-                statistics |= {f"{arch.id}.{name}": value for name, value in subnet.named_buffers()}
-                tested = replace(net, test_accuracy=self._test_accuracy(subnet, net, task))
-                if net.role == "front" and arch.id in tuned:
-                    tested = replace(tested, tuned_accuracy=self._test_accuracy(tuned[arch.id], net, task))
-                self.store.put_net(tested)
-                advance(1)
-        self.store.save_checkpoint(STATISTICS, statistics, {})
-        self.store.add_seconds({f"{TEST}: {part.removeprefix('judging: ')}": seconds for part, seconds in take().items()})
-
-    def _test_accuracy(self, subnet: Subnet, net: NetRecord, task: Task) -> float:
-        """In torch; of a net of another precision, as a file in its runtime."""
-        if net.precision in (None, NATIVE):
-            return judge(subnet, task, "test").metric
-        return judge_in_runtime(subnet.cpu(), self._loss.targets[net.precision], task, "test").accuracy
-
-    def _evaluation(self, arch: Arch) -> Evaluation:
-        """The latest of an architecture."""
-        evaluation = self.store.latest_evaluation(str(arch))
-        if evaluation is None:
-            raise NatdeployError(f"{arch.id} could not be evaluated ({self.store.failures()[str(arch)]}), and the run needs it")
-        return evaluation
-
-    def _record(self, role: str, genotype: Genotypes, objectives: Objectives) -> NetRecord:
-        arch, precision = self.problem.space.decode(genotype), self.problem.space.precision_of(genotype)
-        predicted, now = (
-            {name: float(known.cheap[name](genotype[None])[0]) for name in self.problem.reachable}
-            for known in (self.problem.objectives, objectives)
-        )
-        return NetRecord(
-            arch=str(arch),
-            id=arch.id if precision in (None, NATIVE) else f"{arch.id}-{precision}",
-            role=role,
-            validation_accuracy=self._verdicts(genotype[None])[0].accuracy,
-            test_accuracy=None,
-            predicted_ms=predicted[LATENCY],
-            measured_p50_ms=None,
-            measured_p90_ms=None,
-            measured_n=None,
-            unstable=None,
-            params=round(predicted["params"]),
-            macs=round(predicted["macs"]),
-            estimated=LATENCY in self.problem.estimated,
-            objectives=now,
-            precision=precision,
-        )

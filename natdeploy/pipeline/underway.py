@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from natdeploy.pipeline.budget import Budget
+from natdeploy.pipeline.budget import Budget, spent_seconds
 from natdeploy.pipeline.config import SearchConfig
 from natdeploy.pipeline.predictor import estimated, load_predictor
 from natdeploy.pipeline.problem import LATENCY, objectives_of, requirements
-from natdeploy.pipeline.search import spent_seconds
 from natdeploy.pipeline.setting import stored_space
 from natdeploy.pipeline.train import CHECKPOINT
 from natdeploy.report import Standing

@@ -94,12 +94,12 @@ def test_the_last_stretch_is_shared_by_those_that_the_schedule_names(
     config: SearchConfig, rule: str, count: int, rows: set[int]
 ) -> None:
     asked = SearchConfig.model_validate({**config.model_dump(), "schedule": {"final_nets": count, "final_choice": rule}})
-    assert set(take_few(FRONT, NOISE, asked).tolist()) == rows
+    assert set(take_few(FRONT, NOISE, asked, count).tolist()) == rows
 
 
 def test_a_single_knee_is_the_one_that_stands_out(config: SearchConfig) -> None:
     asked = SearchConfig.model_validate({**config.model_dump(), "schedule": {"final_nets": 1, "final_choice": "knee"}})
-    (row,) = take_few(FRONT, NOISE, asked)
+    (row,) = take_few(FRONT, NOISE, asked, 1)
     assert row in {1, 2}, "the ends cost more than they gain"
 
 
@@ -109,4 +109,4 @@ def test_of_those_that_chance_does_not_tell_from_the_best_the_slowest_is_trained
 ) -> None:
     asked = SearchConfig.model_validate({**config.model_dump(), "schedule": {"final_nets": 1, "final_choice": "best"}})
     contenders = np.array([[0.5, 1.0], [0.30, 2.0], [0.31, 3.0], [0.34, 4.0]])
-    assert take_few(contenders, np.full(4, noise), asked).tolist() == [row]
+    assert take_few(contenders, np.full(4, noise), asked, 1).tolist() == [row]

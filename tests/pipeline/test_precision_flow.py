@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from natdeploy import pipeline
 from natdeploy.errors import UsageError
 from natdeploy.hardware.bench import QUICK
 from natdeploy.hardware.device import parse_target
-from natdeploy.pipeline import SearchConfig, quantise
+from natdeploy.pipeline import SearchConfig, last_stretch, quantise
 from natdeploy.pipeline.correct import FrontMeasurer
 from natdeploy.pipeline.evaluate import ranking_error
 from natdeploy.pipeline.predictor import find_predictor
@@ -138,8 +137,7 @@ def test_an_interrupted_search_ends_as_an_unbroken_one(
         return original(*arguments)
 
     monkeypatch.setattr(quantise, "judge_in_runtime", breaking)
-    module = sys.modules["natdeploy.pipeline.search"]  # the package has a function of that name
-    monkeypatch.setattr(module, "judge_in_runtime", breaking)
+    monkeypatch.setattr(last_stretch, "judge_in_runtime", breaking)
     broken = 0
     while not (ended := _ends(config)):
         broken += 1
