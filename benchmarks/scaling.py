@@ -304,7 +304,8 @@ def show(rows: Sequence[Row], laws: Sequence[Law], ray_rows: Sequence[RayRow], w
             f"{row.mb:.0f}" if row.mb else "",
             f"{row.cpu_s:.3f}",
         )
-    console.print(table)
+    if rows:
+        console.print(table)
     for each in laws:
         console.print(
             f"{each.part}, width {each.width:g}: {each.fixed_s:.3f} s + {each.s_per_gmac:.3f} s x GMACs forward "
