@@ -285,13 +285,11 @@ def seeing(what: str) -> SearchSpace:
         return space
     if what == "whole":  # an even input, which TensorFlow's padding makes larger on one side alone
         return replace(space, resolutions=(32,), stem_stride=2, dense=HeadSpec("retinanet", 8))
-    return replace(space, dense=HeadSpec("lraspp", 8), output_stride=4, aspect=1.5 if what == "wide" else 0.5)
+    return replace(space, dense=HeadSpec("lraspp", 8), output_stride=4, aspect=1.5)
 
 
 @EVERY
-@pytest.mark.parametrize(
-    ("what", "precision"), [("square", "fp32"), ("square", "int8"), ("wide", "fp32"), ("tall", "fp32"), ("whole", "fp32")]
-)
+@pytest.mark.parametrize(("what", "precision"), [("square", "fp32"), ("square", "int8"), ("wide", "fp32"), ("whole", "fp32")])
 def test_photos_of_any_size_are_resized_as_torch_does(
     *, make_subnet: Make, export: Callable[..., Path], describe: Describe, name: str, what: str, precision: str
 ) -> None:
@@ -305,7 +303,7 @@ def test_photos_of_any_size_are_resized_as_torch_does(
     path = export(subnet, name, precision, "nchw")
     plain = runtime.load(path, subnet.input_shape, 1, precision, runtime.DELEGATES[0])
     one = FORMATS[name].photos == "one"
-    for size in PHOTOS:
+    for size in PHOTOS[-1:] if one and what != "square" else PHOTOS:  # such networks take litert-torch 10 s each
         path = export(subnet, name, precision, "photo", size if one else None) if one or size == PHOTOS[0] else path
         session = runtime.load(path, None, 1, precision, runtime.DELEGATES[0])
         found = runtime.run(session, [noise(*size)[None]])[0]
