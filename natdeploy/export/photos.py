@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -50,15 +50,16 @@ def seen(size: PhotoSize, preprocessing: Preprocessing) -> Window:
 
 
 def fitted(photo: Array, size: PhotoSize | None, preprocessing: Preprocessing) -> Array:
-    """A photo as an application hands it to a file that takes one size only: cut out, or warped, and resized to that (height,
-    width).
+    """A photo of the one size (height, width) that a file takes, in which the network sees what it sees of this one: the rest is
+    black.
     """
     if size is None or photo.shape[:2] == size:
         return photo
-    image = Image.fromarray(photo)
-    if preprocessing.whole:
-        return np.array(image.resize(size[::-1], Image.Resampling.BILINEAR))
-    return np.array(ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR))
+    image = Image.fromarray(seen((photo.shape[0], photo.shape[1]), preprocessing).of(photo))
+    window = seen(size, preprocessing)
+    canvas = np.zeros((*size, 3), dtype=np.uint8)
+    window.of(canvas)[:] = np.asarray(image.resize((window.width, window.height), Image.Resampling.BILINEAR))
+    return canvas
 
 
 def prepared(photo: Array, preprocessing: Preprocessing) -> Tensor:

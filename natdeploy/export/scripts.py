@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from natdeploy.export.facts import Description, ModelFile, Preprocessing
+from natdeploy.export.inputs import PhotoSize
+from natdeploy.export.photos import seen
 
 _ANSWER = """here = pathlib.Path(__file__).parent
 facts = json.loads((here / "metadata.json").read_text("utf-8"))["description"]
@@ -156,20 +158,34 @@ def script(file: ModelFile, description: Description) -> str:
 def _prepare(file: ModelFile, preprocessing: Preprocessing) -> str:
     """What is left to do to a photo for the file's input."""
     if file.input.resized:
-        lines = []
-        if (size := file.input.photo_size) is not None:
-            how = "photo.resize(" if preprocessing.whole else "ImageOps.fit(photo, "
-            lines.append(f"photo = {how}{size[::-1]}, Image.Resampling.BILINEAR)")
-        lines.append("x = np.asarray(photo)[None]")
-        if preprocessing.cut_px is not None:  # what is drawn onto is what the network has seen
-            lines += ['cut = facts["preprocessing"]["cut_px"]', "photo = ImageOps.fit(photo, cut[::-1], Image.Resampling.BILINEAR)"]
-        return "\n".join(lines)
+        return _for_one_size(size, preprocessing) if (size := file.input.photo_size) is not None else _for_any_size(preprocessing)
     lines = [_WHOLE if preprocessing.whole else _RESIZED if preprocessing.cut_px is None else _RECTANGULAR]
     if file.input.dtype == "float32":
         lines.append(_NORMALISED)
     if file.input.layout == "NCHW":
         lines.append("x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))")
     return "\n".join(lines)
+
+
+def _for_any_size(preprocessing: Preprocessing) -> str:
+    lines = ["x = np.asarray(photo)[None]"]
+    if preprocessing.cut_px is not None:  # what is drawn onto is what the network has seen
+        lines.append(f"photo = ImageOps.fit(photo, {preprocessing.cut[::-1]}, Image.Resampling.BILINEAR)")
+    return "\n".join(lines)
+
+
+def _for_one_size(size: PhotoSize, preprocessing: Preprocessing) -> str:
+    """Puts what is seen of a photo where it is seen in one of that size."""
+    if preprocessing.whole:
+        return f"x = np.asarray(photo.resize({size[::-1]}, Image.Resampling.BILINEAR))[None]"
+    window = seen(size, preprocessing)
+    return "\n".join(
+        [
+            f"photo = ImageOps.fit(photo, {window.width, window.height}, Image.Resampling.BILINEAR)",
+            f"x = np.zeros((1, *{size}, 3), np.uint8)",
+            f"x[0, {window.top}:{window.top + window.height}, {window.left}:{window.left + window.width}] = photo",
+        ]
+    )
 
 
 BUILD = "build_tensorrt.sh"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -87,7 +88,7 @@ def export_weights(
     bundle = Bundle(
         out / chosen.id,
         description,
-        network.subnet,
+        lambda: network.subnet,
         task,
         wanted=asked,
         progress=progress,
@@ -105,7 +106,7 @@ def export_weights(
                 files.append(bundle.add(format, precision, role=ROLE, path=str(out / chosen.id)))
                 advance(1)
     if nms and task is not None:
-        path = write_suppressed(out / chosen.id, description, network.subnet(), task)
+        path = write_suppressed(out / chosen.id, description, network.subnet, task)
         progress.note(f"{path}: with non-maximum suppression inside, as good as torch on validation")
     return files
 
@@ -204,8 +205,9 @@ class _Network:
         aspect = self.seed.space.aspect if self.task is None else self.task.aspect
         return replace(self.seed.space, resolutions=(self.arch.resolution,), aspect=aspect)
 
+    @cached_property
     def subnet(self) -> Subnet:
-        """In evaluation mode."""
+        """In evaluation mode; with statistics of its own where it comes from a supernet, and there are images."""
         generator = torch.Generator().manual_seed(0)
         supernet, _ = make_supernet(self.seed, self.space, self.seed.classes, self.convention.padding, generator)
         subnet = supernet.extract(self.arch).eval()

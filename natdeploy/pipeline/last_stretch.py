@@ -18,12 +18,11 @@ from natdeploy.pipeline.problem import LATENCY, Problem
 from natdeploy.pipeline.quantise import NATIVE, PrecisionLoss, judge_in_runtime
 from natdeploy.pipeline.setting import Setting
 from natdeploy.pipeline.train import Training
-from natdeploy.progress import Progress
 from natdeploy.search import Archive, Objectives
 from natdeploy.search.archive import Indices
 from natdeploy.space import Arch, Genotypes
 from natdeploy.stopwatch import take, timed
-from natdeploy.store import Evaluation, NetRecord, RunStore
+from natdeploy.store import Evaluation, NetRecord
 from natdeploy.supernet import Subnet
 from natdeploy.tasks import Task
 from natdeploy.training.adapt import Lesson
@@ -57,14 +56,6 @@ class LastStretch:
     evaluator: Evaluator
     loss: PrecisionLoss | None
 
-    @property
-    def store(self) -> RunStore:
-        return self.training.store
-
-    @property
-    def progress(self) -> Progress:
-        return self.training.progress
-
     def run(self, archive: Archive) -> None:
         """Trains the front's nets alone, on all images but the test ones, then judges them on those, only here.
 
@@ -72,8 +63,8 @@ class LastStretch:
         chance may have thrown off it stay.
         """
         chosen = self._halved(archive) if self.config.schedule.final_halvings else self._chosen(archive)
-        if self.store.get(CHOOSING_SECONDS) is None:
-            self.store.set(CHOOSING_SECONDS, spent_seconds(self.store))
+        if self.training.store.get(CHOOSING_SECONDS) is None:
+            self.training.store.set(CHOOSING_SECONDS, spent_seconds(self.training.store))
         archs = archive.archs
         front = list(dict.fromkeys(archs[row] for row in chosen))
         by_error = list(dict.fromkeys(archs[row] for row in chosen[archive.values[chosen, 0].argsort(kind="stable")]))
@@ -84,7 +75,7 @@ class LastStretch:
         self.training.train("training the front", self._settled(lesson).total_steps, lesson)
         tuned = self._tune(records, by_error[0], task) if self.budget.tune_steps else {}
         self._judge([*records, baseline], tuned, task)
-        self.store.set("finished", True)
+        self.training.store.set("finished", True)
 
     def _among(self, archs: Sequence[Arch], leaders: Sequence[Arch], task: Task) -> Lesson:
         """What a few networks learn together."""
@@ -129,7 +120,7 @@ class LastStretch:
             f"{arch.resolution} px {100 * self._evaluation(arch).accuracy:.1f} %{'' if arch in left else ' (leaves)'}"
             for arch in sorted(archs, key=lambda arch: arch.resolution)
         ]
-        self.progress.note(f"{len(left)} of {len(archs)} nets go on, validation {metric}: {', '.join(shown)}")
+        self.training.progress.note(f"{len(left)} of {len(archs)} nets go on, validation {metric}: {', '.join(shown)}")
 
     def _chosen(self, archive: Archive) -> Indices:
         """Rows of the front, and those that chance may have thrown off it, fastest first, as many as share the last stretch.
@@ -151,9 +142,9 @@ class LastStretch:
             new = [row for row in chosen if row not in judged and self._provisional(archive.genotypes[row])]
             if not new:
                 return chosen
-            self.store.add_seconds(take())
+            self.training.store.add_seconds(take())
             archive.judged(np.array(new), [ranking_error(each) for each in self._verdicts(archive.genotypes[new])])
-            self.store.add_seconds({FILES: sum(take().values())})
+            self.training.store.add_seconds({FILES: sum(take().values())})
             judged.update(new)
 
     def _provisional(self, genotype: Genotypes) -> bool:
@@ -185,11 +176,13 @@ class LastStretch:
             last: the lesson of it.
             ahead_s: of it, what will not be training.
         """
-        before = Budget.from_json(self.store.get("budget"))
-        budget = settled(before, self.config, self.setting, last, spent_seconds(self.store) + ahead_s)
+        before = Budget.from_json(self.training.store.get("budget"))
+        budget = settled(before, self.config, self.setting, last, spent_seconds(self.training.store) + ahead_s)
         if budget != before:
-            self.store.set("budget", budget.to_json())
-            self.progress.note(f"{budget.final_steps} steps with the front alone instead of {before.final_steps}: so many fit")
+            self.training.store.set("budget", budget.to_json())
+            self.training.progress.note(
+                f"{budget.final_steps} steps with the front alone instead of {before.final_steps}: so many fit"
+            )
         self.training.adapter.trainer.total_steps = budget.total_steps
         return budget
 
@@ -205,9 +198,9 @@ class LastStretch:
 
     def _judge(self, nets: Sequence[NetRecord], tuned: Mapping[str, Subnet], task: Task) -> None:
         """Judges the nets on the test images, and those that were tuned with their own weights as well."""
-        self.store.add_seconds(take())
+        self.training.store.add_seconds(take())
         statistics: dict[str, torch.Tensor] = {}
-        with self.progress.task("judging on test images", len(nets), "nets") as advance, timed("judging: other"):
+        with self.training.progress.task("judging on test images", len(nets), "nets") as advance, timed("judging: other"):
             for net in nets:
                 arch = Arch.parse(net.arch)
                 subnet = calibrated_subnet(self.training.averaged, arch, task)
@@ -215,10 +208,10 @@ class LastStretch:
                 tested = replace(net, test_accuracy=self._test_accuracy(subnet, net, task))
                 if net.role == "front" and arch.id in tuned:
                     tested = replace(tested, tuned_accuracy=self._test_accuracy(tuned[arch.id], net, task))
-                self.store.put_net(tested)
+                self.training.store.put_net(tested)
                 advance(1)
-        self.store.save_checkpoint(STATISTICS, statistics, {})
-        self.store.add_seconds({f"{TEST}: {part.removeprefix('judging: ')}": seconds for part, seconds in take().items()})
+        self.training.store.save_checkpoint(STATISTICS, statistics, {})
+        self.training.store.add_seconds({f"{TEST}: {part.removeprefix('judging: ')}": seconds for part, seconds in take().items()})
 
     def _test_accuracy(self, subnet: Subnet, net: NetRecord, task: Task) -> float:
         """In torch; of a net of another precision, as a file in its runtime."""
@@ -229,9 +222,10 @@ class LastStretch:
 
     def _evaluation(self, arch: Arch) -> Evaluation:
         """The latest of an architecture."""
-        evaluation = self.store.latest_evaluation(str(arch))
+        evaluation = self.training.store.latest_evaluation(str(arch))
         if evaluation is None:
-            raise NatdeployError(f"{arch.id} could not be evaluated ({self.store.failures()[str(arch)]}), and the run needs it")
+            why = self.training.store.failures()[str(arch)]
+            raise NatdeployError(f"{arch.id} could not be evaluated ({why}), and the run needs it")
         return evaluation
 
     def _record(self, role: str, genotype: Genotypes, objectives: Objectives) -> NetRecord:

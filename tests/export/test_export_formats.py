@@ -39,7 +39,7 @@ from natdeploy.export import (
     sha256,
     write,
 )
-from natdeploy.export.photos import seen
+from natdeploy.export.photos import fitted, seen
 from natdeploy.export.tflite import read_texts
 from natdeploy.runtimes import ort, ov, tflite, tflite_writer
 from natdeploy.space import HeadSpec, SearchSpace, get_space
@@ -342,6 +342,19 @@ def test_what_is_seen_of_a_photo_is_in_its_middle_and_of_the_shape_of_training_i
     assert 0 <= height - part.height - 2 * part.top <= 1 and 0 <= width - part.width - 2 * part.left <= 1
     whole = seen(photo, Preprocessing(square_px=8, size_px=8, mean=(0.0,) * 3, std=(1.0,) * 3, whole=True))
     assert (whole.top, whole.left, whole.height, whole.width) == (0, 0, height, width)
+
+
+@pytest.mark.parametrize("what", ["square", "wide", "whole"])
+def test_in_a_photo_of_another_size_the_network_sees_the_same(make_subnet: Make, describe: Describe, what: str) -> None:
+    how = describe(make_subnet(1, "same", seeing(what))).preprocessing
+    down, across = np.mgrid[0:90, 0:160]
+    photo = np.stack([2 * down, across, 255 - across], axis=2).astype(np.uint8)  # smooth, so that resizing loses nothing
+    for size in ((300, 100), (120, 200), (160, 160)):
+        there, std = fitted(photo, size, how), np.array(how.std)
+        assert there.shape == (*size, 3) and there.dtype == np.uint8
+        difference = np.abs((prepared(there, how) - prepared(photo, how)).numpy()).max(axis=(1, 2))
+        assert (255 * std * difference < 8).all(), "of 255, at the border"
+    assert fitted(photo, None, how) is photo and fitted(photo, (90, 160), how) is photo
 
 
 @pytest.mark.parametrize(("text", "size"), [("480x640", (480, 640)), ("1x1", (1, 1))])

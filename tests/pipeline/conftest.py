@@ -53,6 +53,22 @@ def notes() -> Notes:
     return Notes()
 
 
+@pytest.fixture(scope="session")
+def to_the_end() -> Callable[[SearchConfig], int]:
+    """What runs a search that something breaks off now and then, until it ends, and tells how often it broke off."""
+
+    def run(config: SearchConfig) -> int:
+        for breaks in range(20):
+            try:
+                pipeline.search(config)
+            except KeyboardInterrupt:
+                continue
+            return breaks
+        raise AssertionError("it does not end")
+
+    return run
+
+
 @pytest.fixture
 def new_store(tmp_path: Path) -> Iterator[RunStore]:
     """Of a run that has begun and holds nothing yet."""

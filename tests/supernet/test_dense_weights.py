@@ -21,7 +21,7 @@ from natdeploy.pipeline.setting import make_supernet, read_for
 from natdeploy.space import HEAD_KINDS, HeadKind, HeadSpec, SearchSpace, get_space
 from natdeploy.space.catalog import SPACES
 from natdeploy.space.detectors import finds
-from natdeploy.supernet import Subnet, Supernet, load_supernet, read_seed, remap, save_supernet, write_seed
+from natdeploy.supernet import Seed, Subnet, Supernet, load_supernet, read_seed, remap, save_supernet, write_seed
 
 CLASSES = 3
 
@@ -83,16 +83,20 @@ def test_channels_that_follow_no_width_come_back(channels: list[int], kind: Head
 # ---- as seeds
 
 
+def read_back(supernet: Supernet, path: Path, *, shared: bool) -> tuple[Seed, SearchSpace]:
+    """A supernet, or its largest network alone, as a seed from a file, and the space for a search from it."""
+    if shared:
+        save_supernet(supernet, path)
+    else:
+        write_seed(supernet.extract(supernet.space.decode(supernet.space.upper)), path)
+    return read_for(path, get_space("demo"))
+
+
 @pytest.mark.parametrize("kind", HEAD_KINDS)
 @pytest.mark.parametrize("shared", [True, False], ids=["supernet", "network"])
 def test_the_same_head_keeps_all_but_what_depends_on_its_classes(kind: HeadKind, shared: bool, tmp_path: Path) -> None:
-    space, path = headed(get_space("demo"), kind), tmp_path / "seed.safetensors"
-    given_ = supernet_of(space, seed=1)
-    if shared:
-        save_supernet(given_, path)
-    else:
-        write_seed(given_.extract(space.decode(space.upper)), path)
-    seed, plain = read_for(path, get_space("demo"))
+    given_ = supernet_of(headed(get_space("demo"), kind), seed=1)
+    seed, plain = read_back(given_, tmp_path / "seed.safetensors", shared=shared)
     assert plain.dense is None
     generator = torch.Generator().manual_seed(2)
     same, report = make_supernet(seed, headed(plain, kind), CLASSES, "symmetric", generator)
@@ -111,13 +115,8 @@ def test_the_same_head_keeps_all_but_what_depends_on_its_classes(kind: HeadKind,
 
 @pytest.mark.parametrize("shared", [True, False], ids=["supernet", "network"])
 def test_another_head_or_a_classifier_takes_the_stages(shared: bool, tmp_path: Path) -> None:
-    space, path = headed(get_space("demo"), "lraspp"), tmp_path / "seed.safetensors"
-    given_ = supernet_of(space, seed=1)
-    if shared:
-        save_supernet(given_, path)
-    else:
-        write_seed(given_.extract(space.decode(space.upper)), path)
-    seed, plain = read_for(path, get_space("demo"))
+    given_ = supernet_of(headed(get_space("demo"), "lraspp"), seed=1)
+    seed, plain = read_back(given_, tmp_path / "seed.safetensors", shared=shared)
     for wanted in (headed(plain, "deeplabv3"), headed(plain, "lraspp", channels=8), headed(plain, "ssdlite"), plain):
         supernet, report = make_supernet(seed, wanted, CLASSES, "symmetric", torch.Generator().manual_seed(2))
         theirs, ours = given_.state_dict(), supernet.state_dict()
@@ -154,7 +153,7 @@ def _head(metadata: dict[str, str], **values: object) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda _, m: m.update(head="deeplabv3"), "states a dense head that cannot be read: "),
+        (lambda _, m: m.update(head="deeplabv3"), "states a dense head that cannot be read: invalid JSON"),
         (lambda _, m: _head(m, kind="fcn"), "states a dense head that does not fit space demo: there is no head 'fcn'; choose"),
         (lambda _, m: _head(m, classes=0), "states a dense head that cannot be read: classes: "),
         (lambda _, m: _head(m, code="print(1)"), "states a dense head that cannot be read: code: "),

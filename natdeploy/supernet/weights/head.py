@@ -62,7 +62,7 @@ class StatedHead(BaseModel):
             return cls.model_validate_json(text)
         except ValidationError as error:
             first = faults(error)[0]
-            raise UsageError(f"{first.place}: {first.reason}") from None
+            raise UsageError(f"{first.place}: {first.reason}" if first.place else first.reason) from None
 
     def on(self, space: SearchSpace) -> SearchSpace:
         """A space of backbones with this head.
