@@ -9,7 +9,8 @@
 - `ours`: from the first seed.
 - `single`: from the first seed, for one network instead of a front.
 - `gradient`: FNA's way from the first seed, which ends with one network.
-- `ours, best seed`: from the seed whose frozen features tell validation images apart best (logistic regression); classification.
+- `ours, best seed`: from the seed whose frozen features tell validation images apart best in the same time: logistic regression at
+  several resolutions, and the seeds' fronts of validation error and latency compared by hypervolume; classification.
 
 Every way has `--minutes` in all, evaluation included. All networks of a seed of chance are then measured in one interleaved run.
 Called again with the same `--out`, it measures the networks that are there once more, on a quieter machine perhaps.
@@ -52,17 +53,17 @@ from natdeploy.pipeline.quantise import judge_in_runtime
 from natdeploy.pipeline.setting import Setting, prepare
 from natdeploy.runtimes import ort
 from natdeploy.search.archive import hypervolume
-from natdeploy.space import Arch, cost
+from natdeploy.space import Arch
 from natdeploy.supernet import Subnet, calibrate, read_seed
-from natdeploy.tasks import METRICS, TaskName
+from natdeploy.tasks import METRICS, SplitName, Task, TaskName
 from natdeploy.training.judge import BATCH
 from natdeploy.training.plain import train_subnet
 
 TIMED_STEPS = 20
 LATENCY_SHARE, POINTS = 0.5, 0.02
 """The aim: for every conventional network, ours is as accurate at this share of its latency, or better by so much at no more."""
-PROBED = 112
-"""Resolution at which seeds are compared, px."""
+PROBED = (96, 112, 128, 160)
+"""Resolutions at which seeds are compared, px."""
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "fixed weights": {
@@ -190,27 +191,41 @@ def all_conventional(options: argparse.Namespace, out: Path, seed: int, notes: N
 
 
 def best_seed(options: argparse.Namespace, out: Path, seed: int, notes: Notes) -> Path:
-    """The seed whose frozen features serve a linear classifier best, judged on validation images; of equals, the cheapest."""
-    scores: dict[Path, tuple[float, int]] = {}
+    """The seed whose frozen features serve a linear classifier best for their latency, by validation images."""
+    nets: list[Net] = []
     for weights in options.seed_weights:
         setting = prepare(config_of(options, weights, out, seed=seed, settings={}), notes)
-        arch = setting.seed_arch(PROBED)
-        subnet = setting.supernet.extract(arch)
-        calibrate(subnet, (images for images, _ in setting.task.batches("calibration", PROBED, BATCH)))
-        subnet.classifier = torch.nn.Identity()  # type: ignore[assignment]
-        features: dict[str, np.ndarray] = {}
-        labels: dict[str, np.ndarray] = {}
-        for split in ("train", "validation"):
-            with torch.inference_mode():
-                batches = setting.task.batches(split, PROBED, BATCH)  # type: ignore[arg-type]
-                seen = [(subnet(images).numpy(), targets.numpy()) for images, targets in batches]
-            features[split], labels[split] = (np.concatenate(each) for each in zip(*seen, strict=True))
-        scale = features["train"].std(axis=0) + 1e-6
-        probe = LogisticRegression(max_iter=2000).fit(features["train"] / scale, labels["train"])
-        score = float(probe.score(features["validation"] / scale, labels["validation"]))
-        scores[weights] = score, -int(cost(setting.space, [arch]).macs[0])
-        notes.note(f"linear probe at {PROBED} px of {weights.name}: {100 * score:.1f} % of validation images")
+        for resolution in PROBED:
+            subnet = setting.supernet.extract(setting.seed_arch(resolution))
+            calibrate(subnet, (images for images, _ in setting.task.batches("calibration", resolution, BATCH)))
+            path = out / "probed" / f"{weights.stem}-{resolution}.onnx"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ort.convert(subnet.eval(), torch.zeros(subnet.input_shape), path, dynamic_size=False)
+            nets.append(Net("probe", weights.name, str(subnet.arch), probed(subnet, setting.task), path))
+    found = timed(options, nets, seed, notes)
+    fronts = {weights: [point for point in found if point.weights == weights.name] for weights in options.seed_weights}
+    scores = {weights: volume(front, 1.0, options.reference[1]) for weights, front in fronts.items()}
+    for weights, score in scores.items():
+        told = ", ".join(f"{100 * point.accuracy:.1f} % at {point.p50_ms:.3f} ms" for point in fronts[weights])
+        notes.note(f"linear probes of {weights.name}: {told}; hypervolume {score:.4f}")
     return max(scores, key=lambda weights: scores[weights])
+
+
+def probed(subnet: Subnet, task: Task) -> float:
+    """Share of validation images that a linear classifier of training images' features gets right; the subnet loses its own."""
+    subnet.classifier = torch.nn.Identity()  # type: ignore[assignment]
+    splits: tuple[SplitName, ...] = ("train", "validation")
+    features: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    for split in splits:
+        with torch.inference_mode():
+            batches = task.batches(split, subnet.arch.resolution, BATCH)
+            seen = [(subnet(images).numpy(), targets.numpy()) for images, targets in batches]
+        for all_of, part in zip((features, labels), zip(*seen, strict=True), strict=True):
+            all_of.append(np.concatenate(part))
+    scale = features[0].std(axis=0) + 1e-6
+    probe = LogisticRegression(max_iter=2000).fit(features[0] / scale, labels[0])
+    return float(probe.score(features[1] / scale, labels[1]))
 
 
 def nets_of(options: argparse.Namespace, seed: int, notes: Notes) -> tuple[list[Net], dict[str, float]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from natdeploy.export.facts import Latency, Metadata, ModelFile
 from natdeploy.export.formats import FORMATS, PRECISIONS
 from natdeploy.export.scripts import script_name
+from natdeploy.runtimes.ort import EXACT_INT8
 
 _CARD = """---
 library_name: {library}
@@ -34,12 +35,19 @@ test images.{slower}
 ## Use
 
 {use}
-
+{caution}
 ## Classes
 
 In the order of the outputs: {labels}.
 """
 
+
+_INT8_ONNX = FORMATS["onnx"].file_name("int8")
+_CAUTION = f"""
+In ONNX Runtime on an x86-64 processor without VNNI, `{_INT8_ONNX}` needs the session option `{EXACT_INT8[0]}` set to
+`{EXACT_INT8[1]}`, as the program above does: sums of 8-bit products overflow there without it, and answers are wrong. Elsewhere
+the option changes nothing.
+"""
 
 _TASKS = {
     "classification": ("An image classifier", "image-classification"),
@@ -78,6 +86,7 @@ def model_card(metadata: Metadata) -> str:
         rows="\n".join(_rows(metadata)),
         slower="".join(f" {sentence}" for sentence in _slower(metadata)),
         table="\n".join(f"| {name} | {value} |" for name, value in about),
+        caution=_CAUTION if any(file.name == _INT8_ONNX for file in metadata.files) else "",
         use="\n".join(f"    python {script_name(each, what)} photo.jpg" for each in formats),
         labels=", ".join(map(_plain, what.labels)),
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from natdeploy.export.facts import Description, ModelFile, Preprocessing
 from natdeploy.export.inputs import PhotoSize
 from natdeploy.export.photos import seen
+from natdeploy.runtimes.ort import EXACT_INT8
 
 _ANSWER = """here = pathlib.Path(__file__).parent
 facts = json.loads((here / "metadata.json").read_text("utf-8"))["description"]
@@ -110,7 +111,9 @@ _RUNTIMES = {
     "onnx": (
         "onnxruntime",
         "import onnxruntime",
-        """(logits,) = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"input": x})""",
+        f"""settings = onnxruntime.SessionOptions()
+settings.add_session_config_entry("{EXACT_INT8[0]}", "{EXACT_INT8[1]}")  # or int8 is wrong on x86-64 without VNNI
+(logits,) = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"]).run(None, {{"input": x}})""",
     ),
     "openvino": (
         "openvino",

@@ -335,6 +335,8 @@ class Bundle:
             update={"validation_accuracy": before, "test_accuracy": self._expected.get("test")}
         )
         companions = format.runtime.companions(path)
+        if precision == "int8" and format.runtime is ort:
+            self._progress.note(f"{path.name}: on x86-64 without VNNI set {'='.join(ort.EXACT_INT8)} of ONNX Runtime's session")
         return ModelFile(
             name=path.name,
             format=format.name,

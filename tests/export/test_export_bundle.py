@@ -41,9 +41,12 @@ from natdeploy.export import (
     size_mb,
     write,
 )
+from natdeploy.runtimes.ort import EXACT_INT8
 from natdeploy.supernet import Subnet
 
 PHOTO = (60, 90)
+SETTINGS_LINES = {"onnx": 2, "tensorrt": 1}
+"""Of a program that a reader takes in at a glance, those that tell the runtime what it would do wrong by itself."""
 LATENCY = Latency(target="host/onnxruntime-fp32-1t", predicted_ms=0.61)
 Add = Callable[..., Metadata]
 
@@ -143,6 +146,14 @@ def test_the_card_says_the_figures_and_takes_labels_for_text(folder: Path) -> No
     assert "| host | onnxruntime, 1 thread | fp32 | 0.610 ms predicted |  | 83.3 % |" in card
     assert "94.2 % on the test images, 95.3 % in validation" in card
     assert r"colt’s foot, \<b\>\|rose\|\</b\>, 1. \*daisy\*" in card
+
+
+def test_card_and_program_say_what_int8_needs_in_onnx_runtime(add: Add, folder: Path) -> None:
+    option, caution = f"settings.add_session_config_entry{EXACT_INT8}".replace("'", '"'), "without VNNI, `model.int8.onnx` needs"
+    assert option in (folder / "classify_onnx.py").read_text(encoding="utf-8")
+    assert caution not in (folder / "README.md").read_text(encoding="utf-8")
+    add(folder, "onnx", "int8", metadata=read_bundle(folder))
+    assert caution in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_latency_is_recorded_a_target(folder: Path) -> None:
@@ -309,5 +320,5 @@ def test_its_program_prints_the_class_of_a_photo(
 
     done = run(clean(name), str(elsewhere / f"classify_{name}.py"), str(photo), folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(code_lines(elsewhere / f"classify_{name}.py")) <= (16 if name == "tensorrt" else 15)
+    assert len(code_lines(elsewhere / f"classify_{name}.py")) <= 15 + SETTINGS_LINES.get(name, 0)
     assert done.stdout.splitlines()[-1] == metadata.description.labels[int(expected.argmax())]

@@ -87,7 +87,7 @@ def test_measures_every_candidate_in_fresh_processes(models: dict[str, Candidate
     for each in result.measurements:
         assert each.n == sum(map(len, each.samples_ms)) >= 2 * 20
         assert len(each.process_p50_ms) == len(each.samples_ms) == 2
-        assert 0 < min(each.samples_ms[0]) <= each.p50_ms
+        assert 0 < min(map(min, each.samples_ms)) <= each.p50_ms <= max(map(max, each.samples_ms))
         assert each.latency_ms == pytest.approx(each.relative * result.reference_ms)
         assert each.load_ms > 0 < each.first_ms
         assert (each.p90_ms is not None) == (each.n >= 64)

@@ -17,7 +17,7 @@ from natdeploy.hardware.bench import QUICK
 from natdeploy.hardware.device import host_facts, parse_target
 from natdeploy.latency.plan import make_plan
 from natdeploy.latency.table import BlockRow, Provenance, Role, SubnetRow, Table, Timing, write_table
-from natdeploy.pipeline import SearchConfig
+from natdeploy.pipeline import SearchConfig, bundles
 from natdeploy.pipeline.config import HeadSettings
 from natdeploy.pipeline.correct import FrontMeasurer
 from natdeploy.pipeline.problem import Problem
@@ -30,6 +30,7 @@ from natdeploy.space import Arch, SearchSpace, cost, get_space
 from natdeploy.space.catalog import plain_arch
 from natdeploy.store import RunStore
 from natdeploy.supernet import Subnet, write_seed
+from natdeploy.tasks import Task
 from natdeploy.training.adapt import AdaptSettings
 from natdeploy.training.loop import TrainSettings
 
@@ -51,6 +52,17 @@ class Notes(Silent):
 @pytest.fixture
 def notes() -> Notes:
     return Notes()
+
+
+@pytest.fixture
+def nothing_to_learn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranges of int8 are learned from an image that is all but black, which no quantised net survives."""
+
+    def dark(task: Task, resolution: int, count: int) -> list[torch.Tensor]:
+        (image, *_), _ = next(iter(task.batches("calibration", resolution, 1, 1)))
+        return [torch.full_like(image[None], 1e-3)]
+
+    monkeypatch.setattr(bundles, "calibration_images", dark)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from natdeploy import pipeline
@@ -38,16 +37,6 @@ def run(finished: SearchConfig) -> Iterator[Path]:
         file.unlink() if file.is_file() else file.rmdir()
     with RunStore.open(finished.out) as store:
         store._write("DELETE FROM files")
-
-
-@pytest.fixture
-def nothing_to_learn_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranges are learned from images that are all but black, which no quantised net survives."""
-
-    def dark(task: object, resolution: int, count: int) -> list[torch.Tensor]:
-        return [torch.full((1, 3, resolution, resolution), 1e-3)]
-
-    monkeypatch.setattr(module, "calibration_images", dark)
 
 
 def installed(name: str) -> bool:

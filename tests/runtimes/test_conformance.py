@@ -145,10 +145,15 @@ def test_other_precisions_come_near(files: Files) -> None:
     x = _module(name)[1]
     expected = _expected(name, x)
     for precision in set(files.runtime.PRECISIONS) - {"fp32"}:
-        difference = files.run(name, x, precision) - expected
-        error = np.sqrt((difference**2).mean() / (expected**2).mean())
+        try:
+            difference = files.run(name, x, precision) - expected
+        except RuntimeError as error:
+            # Not every processor has bfloat16, and then that is what is said.
+            assert (precision, "take precision fp32" in str(error)) == ("bf16", True), error
+            continue
+        rough = np.sqrt((difference**2).mean() / (expected**2).mean())
         # As exact as fp32 would mean that it is fp32 under another name.
-        assert 1e-5 < error <= ROUGH_LIMITS[precision], precision
+        assert 1e-5 < rough <= ROUGH_LIMITS[precision], precision
 
 
 def test_an_fp16_file_is_half_as_large_and_quietly_made(files: Files, capfd: pytest.CaptureFixture[str]) -> None:
