@@ -94,7 +94,7 @@ MBV3_LARGE = SearchSpace(
 
 PROXYLESS = SearchSpace(
     name="proxyless",
-    resolutions=tuple(range(96, 225, 8)),
+    resolutions=tuple(range(64, 225, 8)),
     widths=(1.0,),
     stem_channels=32,
     stem_stride=2,
