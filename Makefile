@@ -18,7 +18,8 @@ demo: environment
 	@$(VENV)/natdeploy demo
 
 test: lint
-	$(VENV)/python -m pytest -q --numprocesses $(TEST_PROCESSES) --dist loadfile
+	@# In the order of the files: by number of tests, Ray's few and long ones would come last, on one process alone.
+	$(VENV)/python -m pytest -q --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: environment
 	$(VENV)/ruff check .
