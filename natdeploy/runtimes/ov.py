@@ -311,7 +311,8 @@ def _compiled(
     native = core.compile_model(model, device, settings)
     hint = native.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if hint != wanted:
-        raise RuntimeError(f"OpenVINO computes in {hint} on this {device}, which has no {wanted}; take precision fp32")
+        instead = next((f"; take precision {name}" for name, known in _HINTS.items() if known == hint), "")
+        raise RuntimeError(f"OpenVINO computes in {hint} on this {device}, which has no {wanted}{instead}")
     if device == "CPU" and native.get_property("INFERENCE_NUM_THREADS") != threads:
         given = native.get_property("INFERENCE_NUM_THREADS")
         raise RuntimeError(f"OpenVINO gives {given} of {threads} threads: not more than the cores this process may use")

@@ -153,6 +153,7 @@ def test_a_file_that_loses_too_much_is_refused_and_a_better_one_offered(run: Pat
     assert int8.refused is not None
     assert "points of validation accuracy, and at most 1 may be lost; export it with --precision fp16" in int8.refused
     assert any("model.int8.onnx is refused: it loses" in line for line in notes.lines)
+    assert any(line.startswith("model.int8.onnx: on x86-64 without VNNI set session.x64quantprecision=1") for line in notes.lines)
     assert not (run / "models" / int8.id / "model.int8.onnx").exists()
     fp32, fp16, again = verb(run, "best", ("onnx",), ("int8", "fp16", "fp32"))
     assert (fp32.refused, fp16.refused) == (None, None)

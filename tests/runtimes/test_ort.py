@@ -34,6 +34,13 @@ def test_agrees_with_torch_at_every_size(net: nn.Module, tmp_path: Path, size: i
     assert np.abs(y - net.eval()(x).detach().numpy()).max() < 1e-5
 
 
+def test_every_session_computes_int8_exactly_whatever_the_processor(net: nn.Module, tmp_path: Path) -> None:
+    """What goes wrong without the option shows on processors without VNNI alone (tests/runtimes/test_int8.py)."""
+    ort.convert(net, torch.randn(1, 3, 24, 24), tmp_path / "net.onnx", dynamic_size=False)
+    options = ort.load(tmp_path / "net.onnx", (1, 3, 24, 24), 1, "fp32", "cpu").native.get_session_options()
+    assert options.get_session_config_entry(ort.EXACT_INT8[0]) == ort.EXACT_INT8[1]
+
+
 def test_static_size_stays_static(net: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     ort.convert(net, torch.randn(1, 3, 24, 24), path, dynamic_size=False)
